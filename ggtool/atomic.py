@@ -1,0 +1,98 @@
+"""Write a file under a temporary name, flush it to the disk, then give it its real name in one step.
+
+A reader sees the old file or the whole new one, never a part. A writer that was killed leaves a
+`.NAME.*.partial` behind; the next writer of the same name finds it unlocked and removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ggtool.errors import OutputError
+
+_SUFFIX = ".partial"
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise OutputError if `path` exists and `force` is not set. Call it before any work is done."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file with --out.")
+    if not force and (path.exists() or path.is_symlink()):
+        raise OutputError(f"{path} exists; pass --force to replace it, or another name with --out.")
+
+
+@contextmanager
+def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on a clean exit make it `path`, otherwise remove it.
+
+    Without `force` the name must still be free when the work is done: of two writers one wins and the
+    other gets OutputError. The lock on the temporary file is what tells a live writer from a dead one.
+    """
+    refuse_existing(path, force=force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write in {path.parent}: {error.strerror}.") from error
+    temporary = Path(name)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.fchmod(handle, 0o666 & ~_umask())
+        yield temporary
+        os.fsync(handle)
+        _publish(temporary, path, force=force)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def atomic_symlink(link: Path, target: Path) -> None:
+    """Point `link` at `target` (in the same folder), replacing an older link but never a real file."""
+    if link.exists() and not link.is_symlink():
+        raise OutputError(
+            f"{link} is a file of its own and stays; remove it to let it point at {target.name}."
+        )
+    with tempfile.TemporaryDirectory(prefix=f".{link.name}.", dir=link.parent) as folder:
+        fresh = Path(folder) / link.name
+        fresh.symlink_to(target.name)  # dangling here, right once it is moved up
+        fresh.replace(link)
+
+
+def _publish(temporary: Path, path: Path, *, force: bool) -> None:
+    if force:
+        temporary.replace(path)
+    else:
+        try:
+            os.link(temporary, path)  # unlike rename, refuses to replace
+        except FileExistsError:
+            raise OutputError(
+                f"{path} was made by another process meanwhile; pass --force to replace it."
+            ) from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _remove_orphans(path: Path) -> None:
+    for orphan in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
+        with suppress(OSError), orphan.open("rb") as file:
+            # A live writer holds the lock; then this raises BlockingIOError and the file stays.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            orphan.unlink()
+
+
+def _umask() -> int:
+    # mkstemp makes files only their owner can read; a model file gets the mode any new file would.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

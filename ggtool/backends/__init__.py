@@ -1,0 +1,114 @@
+"""The Backend protocol: token ids in, logits or token ids out. A backend never sees text and never measures.
+
+RUNTIMES names the two that there are; a runtime is imported when it is opened, not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ggtool.formats import Format
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. Temperature 0 takes the likeliest; n_predict is the most tokens made."""
+
+    n_predict: int = 128
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where and how to open a model.
+
+    n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
+    """
+
+    n_ctx: int
+    threads: int
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a loaded model consists of, counted from its tensors.
+
+    weights_bytes: every unique storage that holds weights, scales or codebooks, once.
+    n_params: weights of the unquantized model, a tied table once.
+    modules_quantized, modules_total: matrices held in fewer bits than 16, of all matrices.
+    """
+
+    weights_bytes: int
+    n_params: int
+    modules_quantized: int
+    modules_total: int
+
+
+class Backend(Protocol):
+    """A loaded model. Not safe to share between threads. Close it, or use `contextlib.closing`."""
+
+    n_ctx: int
+    n_vocab: int
+
+    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
+        """Return float32 logits (len(tokens) - start, n_vocab) for the positions from `start` on.
+
+        Each call begins with an empty KV cache. The array may be a view that the next call overwrites.
+        """
+        ...
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
+        """Yield new token ids one by one as they are made, ending before an end-of-generation token."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what earlier calls left in the KV cache, so that the next prompt is processed whole."""
+        ...
+
+    def footprint(self) -> Footprint:
+        """Count the loaded model's tensors."""
+        ...
+
+    def kv_cache_bytes(self) -> int:
+        """Return the bytes of the KV cache at n_ctx tokens."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+RUNTIMES: Mapping[str, str] = MappingProxyType(
+    {
+        "llama_cpp": "ggtool.backends.llama_cpp:LlamaCppBackend",
+        "huggingface": "ggtool.backends.huggingface:HuggingFaceBackend",
+    }
+)
+
+
+def open_backend(fmt: Format, path: Path, options: LoadOptions) -> Backend:
+    """Load the model at `path` (a .gguf file, or a checkpoint folder) in format `fmt`.
+
+    Raises ArtifactError or SourceError when the model cannot be used, UsageError when the format cannot
+    run on the device asked for.
+    """
+    module, _, name = RUNTIMES[fmt.runtime].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), name)(fmt, path, options)
+    return backend

@@ -1,0 +1,233 @@
+"""The transformers runtime: a checkpoint folder in float, from-scratch quantized or by bitsandbytes.
+
+Activations are in the format's float type: float32 for `scratch-*` and, on a CPU, for `bnb-*`. The KV cache
+is transformers' own DynamicCache in that type.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
+from ggtool.backends.sampling import check_sampling
+from ggtool.backends.torch_sampling import Sampler
+from ggtool.checkpoint import read_json
+from ggtool.errors import MeasureError, UsageError
+from ggtool.formats import Format
+from ggtool.quantizers import Quantizer, load_attribute
+from ggtool.quantizers.bnb import BitsAndBytes
+from ggtool.quantizers.components import find_matrices
+from ggtool.quantizers.footprint import weight_bytes
+from ggtool.quantizers.packed import load_packed
+from ggtool.quantizers.pretrained import count_params, load_float, read_config, skeleton
+
+# n_ctx 0 takes the model's own context, but no more than this, as on the llama.cpp runtime.
+DEFAULT_N_CTX = 4096
+
+_FLOAT_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"hf-fp32": torch.float32, "hf-fp16": torch.float16, "hf-bf16": torch.bfloat16}
+)
+_DRIVER = Path("/sys/module/nvidia/version")
+
+
+def runtime_versions() -> dict[str, str]:
+    """Return the versions of what computes here; the GPU and its driver once CUDA was used."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if bitsandbytes := sys.modules.get("bitsandbytes"):
+        versions["bitsandbytes"] = bitsandbytes.__version__
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch forgot to annotate it
+        versions["cuda"] = str(torch.version.cuda)
+        versions["cuda_device"] = torch.cuda.get_device_name()
+        if _DRIVER.exists():
+            versions["cuda_driver"] = _DRIVER.read_text(encoding="ascii").strip()
+    return versions
+
+
+class HuggingFaceBackend:
+    """A checkpoint folder loaded by torch; see `ggtool.backends.Backend` for the protocol.
+
+    Attributes:
+        n_ctx: the most tokens a prompt and its continuation may have together.
+        n_vocab: rows of the output head.
+
+    """
+
+    def __init__(self, fmt: Format, path: Path, options: LoadOptions) -> None:
+        """Load the checkpoint in `path` as `fmt` says. Sets torch's thread count for the whole process.
+
+        Raises SourceError when it cannot be loaded, UsageError when the device or the context asked for
+        cannot be had, MeasureError when a quantizer quantized nothing.
+        """
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                "there is no CUDA device here, or torch was built without CUDA; use --device cpu."
+            )
+        torch.set_num_threads(options.threads)
+        self._folder = path
+        self._device = options.device
+        config = read_config(path).get_text_config(decoder=True)
+        self.n_ctx = _choose_n_ctx(config, options.n_ctx, path.name)
+        self.n_vocab = int(config.vocab_size)
+        self._end_tokens = _end_tokens(path, config)
+        self._config = config
+        self._model = _load(fmt, path, options)
+        self._can_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
+        """Return float32 logits (len(tokens) - start, n_vocab), computing the output head from `start` on.
+
+        Raises UsageError when the tokens do not fit n_ctx or the vocabulary, MeasureError naming the first
+        module that gave a number which is not finite.
+        """
+        if not 0 <= start < len(tokens) <= self.n_ctx:
+            raise UsageError(
+                f"positions {start} to {len(tokens)} do not fit a context of {self.n_ctx} tokens."
+            )
+        return cast(Logits, self._compute(tokens, len(tokens) - start, None).numpy())
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
+        """Yield new token ids, each call with a KV cache of its own.
+
+        Raises UsageError for a prompt that is empty or longer than n_ctx, or parameters out of range,
+        MeasureError as `logits` does.
+        """
+        check_sampling(params)
+        if not prompt:
+            raise UsageError("the prompt is empty; give some text to go on from.")
+        if len(prompt) > self.n_ctx:
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}; shorten it or raise --n-ctx."
+            )
+        return self._generate(list(prompt), params)
+
+    def reset(self) -> None:
+        """Do nothing: no call leaves anything to forget."""
+
+    def footprint(self) -> Footprint:
+        """Count the loaded tensors, and the parameters of the unquantized model."""
+        matrices = find_matrices(self._model)
+        return Footprint(
+            weights_bytes=weight_bytes(self._model),
+            n_params=count_params(skeleton(self._folder)),
+            modules_quantized=sum(matrix.is_quantized for matrix in matrices),
+            modules_total=len(matrices),
+        )
+
+    def kv_cache_bytes(self) -> int:
+        """Return the bytes of keys and values of n_ctx tokens in all layers; no sliding window shortens them."""
+        config = self._config
+        n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_token = 2 * config.num_hidden_layers * n_heads * head_dim * self._model.dtype.itemsize
+        return int(per_token * self.n_ctx)
+
+    def close(self) -> None:
+        """Free the model and what CUDA's allocator keeps of it. Closing twice is allowed."""
+        self._model = nn.Module()
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _generate(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
+        cache = DynamicCache(config=self._config)
+        sampler = Sampler(params, prompt, self._end_tokens)
+        pending, n_used = prompt, 0
+        for _ in range(params.n_predict):
+            token = sampler.choose(self._compute(pending, 1, cache)[0])
+            n_used += len(pending)
+            if token in self._end_tokens:
+                return
+            yield token
+            if n_used == self.n_ctx:
+                return
+            pending = [token]
+
+    def _compute(self, tokens: Sequence[int], n_keep: int, cache: DynamicCache | None) -> Tensor:
+        """Return float32 logits (n_keep, n_vocab) on the CPU for the last positions of `tokens`."""
+        if not all(0 <= token < self.n_vocab for token in tokens):
+            raise UsageError(
+                f"a token id is outside the vocabulary of {self.n_vocab}; is it another model's?"
+            )
+        options = {"logits_to_keep": n_keep} if self._can_keep else {}
+        ids = torch.tensor([tokens], device=self._device)
+
+        def run() -> Tensor:
+            output = self._model(ids, past_key_values=cache, use_cache=cache is not None, **options)
+            return cast(Tensor, output.logits[0, -n_keep:])
+
+        # Not around a whole generation: the caller would inherit the mode between two tokens.
+        with torch.inference_mode():
+            logits = run().float()
+            if not _is_finite(logits):
+                raise MeasureError(
+                    f"{_first_broken(self._model, run)} gave a number that is not finite; no measurement of it means anything."
+                )
+            return logits.cpu()
+
+
+def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
+    if fmt.quantizer is None:
+        return load_float(path, _FLOAT_TYPES[fmt.name], options.device)
+    found = load_attribute(fmt.quantizer)
+    if isinstance(found, BitsAndBytes):
+        return found.load(path, options.device)
+    make = cast(Callable[[], Quantizer], found)
+    return load_packed(path, make(), options.device)
+
+
+def _choose_n_ctx(config: PreTrainedConfig, n_ctx: int, name: str) -> int:
+    trained = getattr(config, "max_position_embeddings", None)
+    if n_ctx < 0:
+        raise UsageError(f"--n-ctx {n_ctx} makes no sense; 0 takes the model's own.")
+    is_rotary = any(key.startswith(("rope", "rotary")) for key in config.to_dict())
+    if trained is not None and n_ctx > trained and not is_rotary:
+        raise UsageError(
+            f"{name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
+        )
+    return n_ctx or min(trained or DEFAULT_N_CTX, DEFAULT_N_CTX)
+
+
+def _end_tokens(folder: Path, config: PreTrainedConfig) -> list[int]:
+    """Return the ids that end a generation: generation_config.json says, else config.json; maybe none."""
+    path = folder / "generation_config.json"
+    stored = read_json(path).get("eos_token_id") if path.exists() else None
+    ends = config.eos_token_id if stored is None else stored
+    return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list) else [ends])]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # One pass without a mask: a NaN anywhere is both extremes.
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+def _first_broken(model: nn.Module, run: Callable[[], object]) -> str:
+    """Return the name of the module whose output is first not finite when `run` is run once more."""
+    broken: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def look(_module: nn.Module, _inputs: object, output: object) -> None:
+            parts = output if isinstance(output, tuple) else (output,)
+            tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+            if not all(_is_finite(tensor) for tensor in tensors):
+                broken.append(name)
+
+        return look
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return broken[0] if broken else "the model"

@@ -1,0 +1,18 @@
+"""The model's words on stdout."""
+
+from __future__ import annotations
+
+import sys
+
+# A model can write any byte; on a terminal, what would move the cursor or rename the window is dropped.
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def write(text: str) -> None:
+    """Write `text` at once; characters that the output's encoding lacks become "?".
+
+    Raises BrokenPipeError when nobody reads any more, and leaves nothing behind for Python to flush.
+    """
+    shown = text.translate(_CONTROLS) if sys.stdout.isatty() else text
+    sys.stdout.buffer.write(shown.encode(sys.stdout.encoding or "utf-8", "replace"))
+    sys.stdout.buffer.flush()

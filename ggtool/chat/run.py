@@ -1,0 +1,156 @@
+"""What `ggtool chat` and `ggtool generate` do: answers on stdout as they come, all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from ggtool.backends import LoadOptions, SamplingParams
+from ggtool.backends.llama_cpp import LlamaCppBackend
+from ggtool.backends.llama_model import gpu_offload
+from ggtool.backends.sampling import check_sampling
+from ggtool.chat.answer import Answer, describe, stream_answer
+from ggtool.chat.conversation import Conversation, open_conversation
+from ggtool.chat.files import find_gguf
+from ggtool.chat.output import write
+from ggtool.environment import usable_cpus
+from ggtool.errors import UsageError
+
+_UNTIL_THE_READER_LEAVES = suppress(BrokenPipeError)  # `| head` has what it wanted
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def run_chat(
+    path: Path | None,
+    params: SamplingParams,
+    *,
+    system: str | None = None,
+    n_ctx: int = 0,
+    threads: int = 0,
+    device: Device = "auto",
+    quiet: bool = False,
+) -> None:
+    """Talk to the GGUF at `path` (None: the newest in models/), at a terminal or, in a pipe, once.
+
+    n_ctx 0 is the model's own context, 4096 at most; threads 0 is all CPUs. In a pipe all of stdin is one
+    entry. Raises UsageError and ArtifactError; at a terminal, what goes wrong later is only said.
+    """
+    notes = _stderr(quiet=quiet)
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    entry = "" if at_terminal else _read_stdin()
+    with _open(path, params, n_ctx, threads, device) as (found, backend):
+        conversation = open_conversation(backend, system or "")
+        if backend.chat_template is None:
+            _say_base_model(notes, found, system)
+        if at_terminal:
+            from ggtool.chat.terminal import Terminal
+
+            with _UNTIL_THE_READER_LEAVES:
+                Terminal(backend, conversation, params, name=str(found), quiet=quiet).run()
+        else:
+            _answer_once(backend, conversation, entry, params, notes)
+
+
+def run_generate(
+    path: Path | None,
+    prompt: str | None,
+    params: SamplingParams,
+    *,
+    n_ctx: int = 0,
+    threads: int = 0,
+    device: Device = "auto",
+    as_json: bool = False,
+    echo: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Continue `prompt` (None: all of stdin) once, as plain text, whether the model has a chat template or not.
+
+    echo prints the prompt first; as_json prints one object with model, prompt, text, n_prompt, n_predict
+    (tokens made), ttft_s, tg_ts, stop_reason and seed instead of the stream. Raises as run_chat does.
+    """
+    text = _read_stdin() if prompt is None else prompt
+    if not text:
+        raise UsageError("the prompt is empty; give some text with --prompt or on standard input.")
+    with _open(path, params, n_ctx, threads, device) as (found, backend), _UNTIL_THE_READER_LEAVES:
+        ids = backend.vocabulary.begin(backend.vocabulary.tokenize(text))
+        if echo and not as_json:
+            write(text)
+        answer = stream_answer(backend, ids, params, _ignore if as_json else write)
+        write(_as_json(answer, found, text, params) if as_json else _missing_newline(answer.text))
+        _note_cost(_stderr(quiet=quiet), answer)
+
+
+def _answer_once(
+    backend: LlamaCppBackend, conversation: Conversation, entry: str, params: SamplingParams, notes: Console
+) -> None:
+    if not entry:
+        raise UsageError("there is no text on standard input; give it a prompt.")
+    with _UNTIL_THE_READER_LEAVES:
+        answer = stream_answer(backend, conversation.prompt(entry), params, write)
+        write(_missing_newline(answer.text))
+        _note_cost(notes, answer)
+
+
+@contextmanager
+def _open(
+    path: Path | None, params: SamplingParams, n_ctx: int, threads: int, device: Device
+) -> Iterator[tuple[Path, LlamaCppBackend]]:
+    check_sampling(params)  # before the seconds that loading may take
+    found = find_gguf(path)
+    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
+    backend = LlamaCppBackend(None, found, LoadOptions(n_ctx, threads or usable_cpus(), where))
+    try:
+        yield found, backend
+    finally:
+        backend.close()
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:  # closed by whoever started us
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
+
+
+def _ignore(_text: str) -> None:
+    pass
+
+
+def _missing_newline(text: str) -> str:
+    return "" if text.endswith("\n") else "\n"
+
+
+def _as_json(answer: Answer, model: Path, prompt: str, params: SamplingParams) -> str:
+    facts = {
+        "model": str(model),
+        "prompt": prompt,
+        "text": answer.text,
+        "n_prompt": answer.n_prompt,
+        "n_predict": answer.n_predict,
+        "ttft_s": answer.ttft_s,
+        "tg_ts": answer.tg_ts,
+        "stop_reason": answer.stop_reason,
+        "seed": params.seed,
+    }
+    return json.dumps(facts, indent=2, allow_nan=False) + "\n"
+
+
+def _say_base_model(notes: Console, path: Path, system: str | None) -> None:
+    said = f"{path.name} has no chat template (a base model): it does not answer, it continues your text."
+    if system:
+        said += " --system is put before it as plain text."
+    notes.print(said, style="yellow", markup=False)
+
+
+def _note_cost(notes: Console, answer: Answer) -> None:
+    notes.print(describe(answer), style="dim", markup=False)
+
+
+def _stderr(*, quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)

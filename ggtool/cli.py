@@ -1,0 +1,296 @@
+"""The command tree: parse, call one function, print. Facts go to stdout, everything else to stderr.
+
+Nothing heavy is imported up here: each command imports what it calls, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ggtool import __version__
+from ggtool.errors import GgtoolError
+
+if TYPE_CHECKING:
+    from ggtool.backends import SamplingParams
+
+app = typer.Typer(
+    help="Convert Hugging Face models to GGUF, run them with llama.cpp, and measure every format alike.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+Device = Literal["auto", "cpu", "cuda"]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Hub repo id or checkpoint folder. Default: openai-community/gpt2, or the bundled gpt2-demo when no hub is in reach.",
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.", show_default=False)
+]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all there are.")]
+DeviceOption = Annotated[Device, typer.Option("--device", case_sensitive=False, help="Where to run.")]
+NCtx = Annotated[
+    int,
+    typer.Option("--n-ctx", "-c", min=0, help="Context in tokens; 0 takes the model's own, 4096 at most."),
+]
+NPredict = Annotated[int, typer.Option("--n-predict", "-n", min=1, help="Most new tokens in one answer.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
+]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the K likeliest; 0 among all.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the likeliest that add up to P.")
+]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens less likely than P times the likeliest."),
+]
+RepeatPenalty = Annotated[
+    float, typer.Option("--repeat-penalty", min=0.0, help="Above 1 makes repetition less likely.")
+]
+Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="The same seed gives the same text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr; errors still show.")
+]
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"ggtool {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def convert(
+    qtype: Annotated[
+        list[str],
+        typer.Option(
+            "--qtype", help="Quant types, e.g. q4_0,q4_k_m,f16. Repeatable, comma lists.", show_default=False
+        ),
+    ],
+    model: Model = None,
+    revision: Revision = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A .gguf file (one quant type) or a folder. Default: models/NAME-QTYPE.gguf.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = 0,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a Hugging Face checkpoint to GGUF, in every quant type asked for, in one pass.
+
+    Example: [bold]ggtool convert --model ./my-gpt2 --qtype q8_0,q4_k_m[/bold]
+    """
+    from ggtool.commands.convert import run
+
+    run(model, revision, qtype, out, threads=threads, force=force, as_json=json_, quiet=quiet)
+
+
+@app.command()
+def chat(
+    path: Annotated[
+        Path | None, typer.Argument(help="A .gguf file. Default: the newest in models/.", show_default=False)
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system", help="A system message for models with a chat template.", show_default=False
+        ),
+    ] = None,
+    n_predict: NPredict = 256,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repeat_penalty: RepeatPenalty = 1.1,
+    seed: Seed = 0,
+    n_ctx: NCtx = 0,
+    threads: Threads = 0,
+    device: DeviceOption = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Talk to a GGUF model; tokens stream as llama.cpp makes them. A base model continues your text.
+
+    Examples: [bold]ggtool chat models/gpt2.gguf[/bold]   [bold]echo "The city of Paris" | ggtool chat FILE[/bold]
+    """
+    from ggtool.chat import run_chat
+
+    params = _sampling(n_predict, temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    run_chat(path, params, system=system, n_ctx=n_ctx, threads=threads, device=device, quiet=quiet)
+
+
+@app.command()
+def generate(
+    path: Annotated[
+        Path | None, typer.Argument(help="A .gguf file. Default: the newest in models/.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="The text to continue. Default: all of stdin.", show_default=False
+        ),
+    ] = None,
+    n_predict: NPredict = 128,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repeat_penalty: RepeatPenalty = 1.1,
+    seed: Seed = 0,
+    n_ctx: NCtx = 0,
+    threads: Threads = 0,
+    device: DeviceOption = "auto",
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue one text with a GGUF model and exit.
+
+    Example: [bold]ggtool generate models/gpt2.gguf --prompt "The city of Paris" --n-predict 64[/bold]
+    """
+    from ggtool.chat import run_generate
+
+    params = _sampling(n_predict, temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    run_generate(
+        path,
+        prompt,
+        params,
+        n_ctx=n_ctx,
+        threads=threads,
+        device=device,
+        as_json=json_,
+        echo=echo,
+        quiet=quiet,
+    )
+
+
+@app.command("eval")
+def eval_(
+    backend: Annotated[
+        list[str],
+        typer.Option(
+            "--backend",
+            "-b",
+            help="Formats, e.g. hf-fp32,bnb-nf4,gguf-q4_k_m, or .gguf paths. Repeatable, comma lists.",
+            show_default=False,
+        ),
+    ],
+    model: Model = None,
+    revision: Revision = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            help="wikitext2, or a text file. Default: wikitext2; the bundled held-out text for the bundled model.",
+            show_default=False,
+        ),
+    ] = None,
+    chunks: Annotated[
+        int, typer.Option("--chunks", min=0, help="Chunks to score; 0 takes the whole text.")
+    ] = 40,
+    n_ctx: Annotated[int, typer.Option("--n-ctx", "-c", min=4, help="Tokens in a chunk.")] = 512,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Timed rounds after warm-up.")] = 5,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=1,
+            help="Seconds one measurement may take before it counts as failed.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Records are appended here, one JSON object a line.")
+    ] = Path("results.jsonl"),
+    threads: Threads = 0,
+    device: DeviceOption = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure perplexity, speed and memory of any formats of one model, on the same tokens.
+
+    Each number comes from a fresh process; a format that fails is one failed row and exit code 1.
+
+    Example: [bold]ggtool eval --model ./my-gpt2 --backend hf-fp32,scratch-int8,bnb-nf4,gguf-q4_k_m[/bold]
+    """
+    from ggtool.commands.evaluation import run
+    from ggtool.evaluate import Request
+    from ggtool.formats import split_list
+
+    request = Request(
+        split_list(backend),
+        model,
+        revision,
+        corpus,
+        n_ctx,
+        chunks,
+        device,
+        _threads(threads),
+        repetitions,
+        timeout,
+    )
+    run(request, out, as_json=json_, quiet=quiet)
+
+
+@app.command()
+def formats(json_: Json = False) -> None:
+    """List every format: the names for --qtype and --backend, and their bits per weight."""
+    from ggtool.commands.formats import run
+
+    run(as_json=json_)
+
+
+def _sampling(
+    n_predict: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repeat_penalty: float,
+    seed: int,
+) -> SamplingParams:
+    from ggtool.backends import SamplingParams
+
+    return SamplingParams(n_predict, temperature, top_k, top_p, min_p, repeat_penalty, seed)
+
+
+def _threads(asked: int) -> int:
+    from ggtool.environment import usable_cpus
+
+    return asked or usable_cpus()
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line on stderr and its exit code."""
+    try:
+        app()
+    except GgtoolError as error:
+        sys.stderr.write(f"ggtool: {error}\n")
+        sys.exit(error.exit_code)

@@ -1,0 +1,76 @@
+"""libggml's own quantizers, called in the library that llama-cpp-python ships, without importing llama_cpp.
+
+`ggml_quantize_chunk` is the code that llama-quantize runs. A row's bytes depend on that row alone, so rows may be
+quantized in any order, in pieces of any size and on any thread; ctypes gives up the GIL during a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from ggtool.artifact import TENSOR_TYPES
+from ggtool.errors import ArtifactError
+
+_NUMBERS: Mapping[str, int] = MappingProxyType(
+    {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
+)
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_PREFIX = "" if sys.platform == "win32" else "lib"
+
+
+def library_path(name: str) -> Path:
+    """Return the file of one of llama.cpp's libraries ("ggml-base", "llama") in the installed llama-cpp-python."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise ArtifactError("llama-cpp-python is not installed; install ggtool again.")
+    path = Path(spec.submodule_search_locations[0]) / "lib" / f"{_PREFIX}{name}{_SUFFIX}"
+    if not path.exists():
+        raise ArtifactError(f"llama-cpp-python has no {path}; install it again.")
+    return path
+
+
+def row_bytes(type_name: str, n_per_row: int) -> int:
+    """Return the size of one row of `n_per_row` weights in a tensor type such as "Q4_K"."""
+    _, block, block_bytes = TENSOR_TYPES[_NUMBERS[type_name]]
+    assert n_per_row % block == 0, f"{n_per_row} weights are no whole {type_name} blocks"
+    return n_per_row // block * block_bytes
+
+
+def quantize_rows(type_name: str, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Quantize C-contiguous finite `rows` (n_rows, n_per_row) to `type_name`; return the bytes, row after row."""
+    n_rows, n_per_row = rows.shape
+    if type_name == "F32":
+        return rows.reshape(-1).view(np.uint8)
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    out = np.empty(n_rows * row_bytes(type_name, n_per_row), np.uint8)
+    written = _library().ggml_quantize_chunk(
+        _NUMBERS[type_name], rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, None
+    )
+    assert written == out.nbytes, f"ggml made {written} bytes of {type_name} and not {out.nbytes}"
+    return out
+
+
+def valid(type_name: str, data: npt.NDArray[np.uint8]) -> bool:
+    """Whether ggml finds only finite scales and values in `data`, bytes of a tensor type."""
+    return bool(_library().ggml_validate_row_data(_NUMBERS[type_name], data.ctypes.data, data.nbytes))
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path("ggml-base")))
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    return library

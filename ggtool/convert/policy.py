@@ -1,0 +1,54 @@
+"""Run by `tensor_types` as a program of its own: ask llama.cpp which types it would quantize a file's tensors to.
+
+    python policy.py LIBLLAMA FILE FTYPE...
+
+llama.cpp answers in its log, on stderr; a line `@FTYPE` goes before each answer. A process of its own, because
+an assertion in native code would end the caller, and because the log belongs to whoever set its callback there.
+It imports the standard library only, which makes it start in a few hundredths of a second.
+"""
+
+import ctypes
+import os
+import sys
+
+
+class QuantizeParams(ctypes.Structure):
+    """`struct llama_model_quantize_params` of llama.h, as the pinned llama.cpp has it."""
+
+    _fields_ = (
+        ("nthread", ctypes.c_int32),
+        ("ftype", ctypes.c_int),
+        ("output_tensor_type", ctypes.c_int),
+        ("token_embedding_type", ctypes.c_int),
+        ("allow_requantize", ctypes.c_bool),
+        ("quantize_output_tensor", ctypes.c_bool),
+        ("only_copy", ctypes.c_bool),
+        ("pure", ctypes.c_bool),
+        ("keep_split", ctypes.c_bool),
+        ("dry_run", ctypes.c_bool),
+        ("imatrix", ctypes.c_void_p),
+        ("kv_overrides", ctypes.c_void_p),
+        ("tt_overrides", ctypes.c_void_p),
+        ("prune_layers", ctypes.c_void_p),
+        ("max_buf_size", ctypes.c_size_t),
+    )
+
+
+def main(library: str, file: str, ftypes: list[str]) -> int:
+    """Log one dry run per ftype; return 1 as soon as llama.cpp refuses one."""
+    llama = ctypes.CDLL(library)
+    llama.llama_model_quantize_default_params.restype = QuantizeParams
+    llama.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(QuantizeParams)]
+    llama.llama_model_quantize.restype = ctypes.c_uint32
+    params = llama.llama_model_quantize_default_params()
+    params.dry_run = True
+    for ftype in ftypes:
+        os.write(2, f"\n@{ftype}\n".encode())
+        params.ftype = int(ftype)
+        if llama.llama_model_quantize(file.encode(), b"", ctypes.byref(params)):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

@@ -1,0 +1,129 @@
+"""FORMATS: every format there is, one row each, under the name typed after --qtype or --backend.
+
+A GGUF quant type ("Q4_K_M") is a mix that names a file; the tensor types inside it ("Q4_K", "Q6_K")
+are llama.cpp's own choice and live in `ggtool.convert.tensor_types`. `bits` is the nominal cost of the
+format's main tensor type, block scales included; what a file really spends is measured, not looked up.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from ggtool.errors import UsageError
+
+GGUF_PREFIX = "gguf-"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to hold a model's weights, and the runtime that can use it.
+
+    Attributes:
+        name: as typed, case-insensitive; GGUF rows are quant types, typed bare after --qtype
+            and with the prefix `gguf-` after --backend.
+        container: the file format on disk.
+        runtime: key of `ggtool.backends.RUNTIMES`.
+        quantizer: key of `ggtool.quantizers.QUANTIZERS`; None where nothing is quantized by Python.
+        bits: nominal bits per weight, overhead included.
+        ftype: llama.cpp's `llama_ftype` number, written as general.file_type; None outside GGUF.
+        needs_imatrix: whether llama.cpp refuses to make it without an importance matrix.
+
+    """
+
+    name: str
+    container: Literal["gguf", "safetensors"]
+    runtime: Literal["llama_cpp", "huggingface"]
+    quantizer: str | None
+    bits: float
+    ftype: int | None = None
+    needs_imatrix: bool = False
+
+    @property
+    def backend(self) -> str:
+        """The name typed after --backend."""
+        return GGUF_PREFIX + self.name.lower() if self.container == "gguf" else self.name
+
+
+def _gguf(name: str, ftype: int, bits: float) -> Format:
+    return Format(name, "gguf", "llama_cpp", None, bits, ftype)
+
+
+def _torch(name: str, quantizer: str | None, bits: float) -> Format:
+    return Format(name, "safetensors", "huggingface", quantizer, bits)
+
+
+# ftype numbers: enum llama_ftype in llama.h; bits: bytes per block * 8 / weights per block.
+_ROWS = (
+    _torch("hf-fp32", None, 32.0),
+    _torch("hf-fp16", None, 16.0),
+    _torch("hf-bf16", None, 16.0),
+    _torch("scratch-int8", "scratch-int8", 8.0),
+    _torch("bnb-int8", "bnb-int8", 8.0),
+    _torch("bnb-fp4", "bnb-fp4", 4.5),
+    _torch("bnb-nf4", "bnb-nf4", 4.5),
+    _gguf("F32", 0, 32.0),
+    _gguf("F16", 1, 16.0),
+    _gguf("BF16", 32, 16.0),
+    _gguf("Q8_0", 7, 8.5),
+    _gguf("Q6_K", 18, 6.5625),
+    _gguf("Q5_K_M", 17, 5.5),
+    _gguf("Q5_K_S", 16, 5.5),
+    _gguf("Q5_1", 9, 6.0),
+    _gguf("Q5_0", 8, 5.5),
+    _gguf("Q4_K_M", 15, 4.5),
+    _gguf("Q4_K_S", 14, 4.5),
+    _gguf("Q4_1", 3, 5.0),
+    _gguf("Q4_0", 2, 4.5),
+    _gguf("Q3_K_L", 13, 3.4375),
+    _gguf("Q3_K_M", 12, 3.4375),
+    _gguf("Q3_K_S", 11, 3.4375),
+    _gguf("Q2_K", 10, 2.625),
+)
+
+FORMATS: Mapping[str, Format] = MappingProxyType({row.backend: row for row in _ROWS})
+
+# llama-quantize's own short names.
+QTYPE_ALIASES: Mapping[str, str] = MappingProxyType(
+    {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "fp32": "f32", "fp16": "f16"}
+)
+
+
+def split_list(values: Iterable[str]) -> list[str]:
+    """Flatten a repeatable flag whose values may be comma lists, keeping order, dropping repeats."""
+    names = (name.strip() for value in values for name in value.split(","))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def qtypes() -> list[Format]:
+    """All GGUF quant types, largest first within each family, as the table lists them."""
+    return [row for row in _ROWS if row.container == "gguf"]
+
+
+def find_qtype(name: str) -> Format:
+    """Return the GGUF row for a quant type such as "q4_0"; UsageError with a suggestion otherwise."""
+    key = name.lower()
+    row = FORMATS.get(GGUF_PREFIX + QTYPE_ALIASES.get(key, key))
+    if row is None:
+        raise UsageError(_unknown("quant type", key, [r.name.lower() for r in qtypes()]))
+    return row
+
+
+def find_backend(name: str) -> Format:
+    """Return the row for a backend such as "bnb-nf4" or "gguf-q4_0"; UsageError with a suggestion otherwise."""
+    key = name.lower()
+    if key.startswith(GGUF_PREFIX):
+        return find_qtype(key.removeprefix(GGUF_PREFIX))
+    row = FORMATS.get(key)
+    if row is None:
+        raise UsageError(_unknown("backend", key, list(FORMATS)))
+    return row
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}."
+    return f"no {what} is called {name!r}; {hint} `ggtool formats` lists all."

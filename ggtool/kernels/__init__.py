@@ -1,0 +1,1 @@
+"""Products of float activations with packed weights; beside each one the plain torch reference it is tested on."""

@@ -1,0 +1,66 @@
+"""The Quantizer protocol, and QUANTIZERS: the name in `Format.quantizer` to the code behind it.
+
+A quantizer here is pure: one matrix in, codes and scales out; activations are never touched. The `bnb-*`
+rows are bitsandbytes' own, loaded by transformers, and have no Quantizer: see `ggtool.quantizers.bnb`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix in fewer bits: codes, the scales that undo them, and nothing else.
+
+    codes: packed integers; their layout is the quantizer's. scales: one per row or group.
+    shape: of the original matrix, (rows, columns), as in y = x @ W.T.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    shape: tuple[int, int]
+
+
+class Quantizer(Protocol):
+    """Quantize one matrix of shape (out_features, in_features), restore it, and compute with it packed."""
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """Return codes and scales for `weight` (rows, columns), float of any precision."""
+        ...
+
+    def dequantize(self, quantized: QuantizedTensor) -> Tensor:
+        """Return the float32 matrix that the codes stand for."""
+        ...
+
+    def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
+        """Return x @ W.T + bias, (..., columns) to (..., rows), without ever holding W whole."""
+        ...
+
+    def gather(self, indices: Tensor, quantized: QuantizedTensor) -> Tensor:
+        """Return rows of W by index, (...) to float32 (..., columns)."""
+        ...
+
+
+QUANTIZERS: Mapping[str, str] = MappingProxyType(
+    {
+        "scratch-int8": "ggtool.quantizers.absmax:Int8PerChannel",
+        "bnb-int8": "ggtool.quantizers.bnb:INT8",
+        "bnb-fp4": "ggtool.quantizers.bnb:FP4",
+        "bnb-nf4": "ggtool.quantizers.bnb:NF4",
+    }
+)
+
+
+def load_attribute(name: str) -> object:
+    """Return what a QUANTIZERS row points at, importing its module now."""
+    module, _, attribute = QUANTIZERS[name].partition(":")
+    found: object = getattr(importlib.import_module(module), attribute)
+    return found

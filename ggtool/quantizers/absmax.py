@@ -1,0 +1,51 @@
+"""Symmetric int8 with one scale per output row, its largest absolute weight mapped to 127.
+
+No calibration and no search: at 8 bits the rounding error of a row is about 1e-4 of its power, and clipping
+the largest weight to gain less than that is not worth its code. -128 is not used, so that codes are symmetric.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ggtool.kernels import int8
+from ggtool.quantizers import QuantizedTensor
+
+MAX_CODE = 127
+# The quotient of float32's largest number rounds up, and would come back as infinity.
+_MAX_SCALE = torch.finfo(torch.float32).max / MAX_CODE * (1 - torch.finfo(torch.float32).eps)
+# Elements rounded at once, so that quantizing needs little more memory than the matrix and its codes.
+_ELEMENTS_AT_ONCE = 1 << 20
+
+
+class Int8PerChannel:
+    """W ~ codes * scale per row; |W - restored| <= scale / 2. An all-zero row has scale 0 and codes 0."""
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """Return int8 codes (rows, columns) and float32 scales (rows,) for a finite `weight` of that shape."""
+        n_rows, n_columns = weight.shape
+        largest = torch.linalg.vector_norm(weight, torch.inf, dim=1).to(torch.float32)
+        scales = (largest / MAX_CODE).clamp(max=_MAX_SCALE)
+        codes = torch.empty(n_rows, n_columns, dtype=torch.int8, device=weight.device)
+        # A row of zeros, or one so small that its scale is 0 in float32, divides by 1 and rounds to zeros.
+        divisors = torch.where(scales > 0, scales, 1.0)[:, None]
+        step = max(1, _ELEMENTS_AT_ONCE // n_columns)
+        for start in range(0, n_rows, step):
+            rows = slice(start, start + step)
+            # A subnormal scale is rounded itself and would send the largest weight beyond 127.
+            steps = (weight[rows].to(torch.float32) / divisors[rows]).round_()
+            codes[rows] = steps.clamp_(-MAX_CODE, MAX_CODE).to(torch.int8)
+        return QuantizedTensor(codes, scales, (n_rows, n_columns))
+
+    def dequantize(self, quantized: QuantizedTensor) -> Tensor:
+        """Return the float32 matrix (rows, columns) that the codes stand for."""
+        return quantized.codes.to(torch.float32) * quantized.scales[:, None]
+
+    def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
+        """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
+        return int8.matmul(x, quantized.codes, quantized.scales, bias)
+
+    def gather(self, indices: Tensor, quantized: QuantizedTensor) -> Tensor:
+        """Return rows of W in float32, (...) to (..., columns)."""
+        return int8.gather(indices, quantized.codes, quantized.scales)

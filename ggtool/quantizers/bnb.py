@@ -1,0 +1,83 @@
+"""bitsandbytes' own formats, as its users have them: through the loader of transformers.
+
+It quantizes the linear layers of the blocks and leaves the embedding and the output head as they are. On CUDA
+the rest of the model is float16 and so are the products; on a CPU it is float32, as 16-bit arithmetic is
+emulated on most. LLM.int8 (threshold 6.0, the library's default) also rounds activations, the other two do
+not. On a CPU with AVX512-BF16 the library computes 4-bit products in bfloat16 and rounds absmax to it,
+whatever it was told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from ggtool.errors import MeasureError
+from ggtool.quantizers.components import find_matrices
+from ggtool.quantizers.pretrained import Device, load_float
+from ggtool.quantizers.quiet import import_bitsandbytes, quiet_and_offline
+
+# Rows in a block of the library's layout for AVX512-BF16, and its assertion's divisor.
+_CPU_ROWS = 32
+
+
+@dataclass(frozen=True)
+class BitsAndBytes:
+    """One way to have bitsandbytes quantize; quant_type and double_quant (of absmax) are for 4 bits."""
+
+    bits: Literal[4, 8]
+    quant_type: Literal["fp4", "nf4"] = "nf4"
+    double_quant: bool = False
+
+    def load(self, folder: Path, device: Device) -> PreTrainedModel:
+        """Load the checkpoint in `folder`, quantizing on the way.
+
+        Raises SourceError when it cannot be loaded, MeasureError when nothing was quantized.
+        """
+        with quiet_and_offline():
+            import_bitsandbytes()
+        dtype = compute_dtype(device)
+        model = load_float(folder, dtype, device, quantization_config=self._config(dtype))
+        matrices = find_matrices(model)
+        if not any(matrix.is_quantized for matrix in matrices):
+            raise MeasureError(f"bitsandbytes quantized none of the {len(matrices)} matrices of {folder}.")
+        if self.bits == 4 and device == "cpu":
+            _settle(model)
+        return model
+
+    def _config(self, dtype: torch.dtype) -> BitsAndBytesConfig:
+        if self.bits == 8:
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.quant_type,
+            bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+
+
+def compute_dtype(device: Device) -> torch.dtype:
+    """Return the dtype of activations and of what stays unquantized."""
+    return torch.float16 if device == "cuda" else torch.float32
+
+
+@torch.inference_mode()
+def _settle(model: PreTrainedModel) -> None:
+    """Have the library re-pack weights for the CPU's bfloat16 instructions now, not at the first use.
+
+    Its re-packing fails on shapes that do not divide into its blocks; those keep the portable path.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            even = module.out_features % _CPU_ROWS == 0 and module.in_features % module.weight.blocksize == 0
+            module.support_avx512bf16_for_cpu &= even
+    model(torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+
+
+INT8 = BitsAndBytes(8)
+FP4 = BitsAndBytes(4, "fp4")
+NF4 = BitsAndBytes(4, "nf4")

@@ -1,0 +1,63 @@
+"""Packed modules: a matrix as codes and scales, and the linear layer and token table that use it.
+
+Nothing dequantized is held. The matrix is a module of its own because a tied table has two users, and a
+submodule that both name stays one through `.to()` and in any walk over modules.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ggtool.quantizers import QuantizedTensor, Quantizer
+
+
+class PackedMatrix(nn.Module):
+    """A quantized matrix (rows, columns) together with the quantizer that can use it; buffers codes and scales."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, quantizer: Quantizer, quantized: QuantizedTensor) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.shape = quantized.shape
+        self.register_buffer("codes", quantized.codes)
+        self.register_buffer("scales", quantized.scales)
+
+    @property
+    def quantized(self) -> QuantizedTensor:
+        """The codes and scales where they are now."""
+        return QuantizedTensor(self.codes, self.scales, self.shape)
+
+    def extra_repr(self) -> str:
+        """Say the shape and the quantizer in `print(model)`."""
+        return f"{self.shape[0]}, {self.shape[1]}, {type(self.quantizer).__name__}"
+
+
+class QuantizedLinear(nn.Module):
+    """y = x @ W.T + bias for a packed W (out_features, in_features), in place of nn.Linear or Conv1D."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, matrix: PackedMatrix, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = matrix.shape
+        self.matrix = matrix
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features), in the dtype of `x`."""
+        return self.matrix.quantizer.matmul(x, self.matrix.quantized, self.bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Rows of a packed table (num_embeddings, embedding_dim) by index, in place of nn.Embedding."""
+
+    def __init__(self, matrix: PackedMatrix) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = matrix.shape
+        self.matrix = matrix
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Integer (...) to float32 (..., embedding_dim)."""
+        return self.matrix.quantizer.gather(indices, self.matrix.quantized)

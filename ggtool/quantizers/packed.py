@@ -1,0 +1,87 @@
+"""Load a checkpoint straight into packed modules, one tensor at a time.
+
+A float matrix lives only until its codes are made, so the peak is about the packed size plus the largest
+matrix in float32.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ggtool.checkpoint import LazyTensor
+from ggtool.errors import SourceError
+from ggtool.quantizers import Quantizer
+from ggtool.quantizers.components import ALL, Matrix, find_matrices, select
+from ggtool.quantizers.linear import PackedMatrix, QuantizedEmbedding, QuantizedLinear
+from ggtool.quantizers.pretrained import Device, match_tensors, skeleton
+
+
+def load_packed(folder: Path, quantizer: Quantizer, device: Device, components: str = ALL) -> PreTrainedModel:
+    """Return the model of `folder` with the matrices that `components` names quantized, the rest float32.
+
+    Raises SourceError when the checkpoint does not fit its config or holds a weight that is not finite.
+    """
+    model = skeleton(folder)
+    tensors = match_tensors(folder, model)
+    for matrix in select(find_matrices(model), components):
+        # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
+        weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
+        if isinstance(matrix.modules[0], Conv1D):
+            weight = weight.t().contiguous()  # Conv1D keeps (in_features, out_features)
+        packed = PackedMatrix(quantizer, quantizer.quantize(weight))
+        del weight
+        _install(model, matrix, packed)
+    _fill(model, tensors, device)
+    return model.to(device)  # moves the model's own buffers; everything else is there already
+
+
+def _install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
+    for name, module in zip(matrix.names, matrix.modules, strict=True):
+        if isinstance(module, nn.Embedding):
+            model.set_submodule(name, QuantizedEmbedding(packed))
+        else:
+            model.set_submodule(name, QuantizedLinear(packed, cast(nn.Parameter | None, module.bias)))
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, LazyTensor], device: Device) -> None:
+    """Give every parameter that is still empty its tensor, a tied one the same to all its users."""
+    users: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            users.setdefault(id(parameter), []).append((module, leaf))
+    for name, tensor in tensors.items():
+        empty = model.get_parameter(name)
+        value = nn.Parameter(_read(tensor, device), requires_grad=False)
+        for module, leaf in users[id(empty)]:
+            setattr(module, leaf, value)
+
+
+def _read(tensor: LazyTensor, device: Device) -> Tensor:
+    """Return a float32 copy of `tensor` on `device`; SourceError if a weight is not finite."""
+    array = tensor.float32()
+    if not array.flags.writeable:
+        array = array.copy()  # still the mapped file
+    _release(tensor.raw)
+    value = torch.from_numpy(array)
+    if not all(extreme.isfinite() for extreme in value.aminmax()):
+        raise SourceError(f"tensor {tensor.name} in {tensor.file} holds a weight that is not finite.")
+    return value.to(device)
+
+
+def _release(raw: npt.NDArray[Any]) -> None:
+    """Give the pages of the mapped file back to the kernel, which counts them as this process's memory."""
+    base: object = raw
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)

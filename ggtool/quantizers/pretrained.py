@@ -1,0 +1,151 @@
+"""A transformers model from a local folder: loaded by its own loader, or as an empty skeleton to be filled.
+
+Only safetensors and transformers' own model classes; nothing is fetched and no code of the folder is run.
+Every parameter must be in the checkpoint and every tensor of the checkpoint must be used: transformers
+would fill what is missing with random numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ggtool.checkpoint import FLOAT_TYPES, LazyTensor, open_checkpoint, read_json
+from ggtool.errors import SourceError
+from ggtool.quantizers.quiet import quiet_and_offline
+
+Device = Literal["cpu", "cuda"]
+
+# Causal masks and rotary frequencies that older versions saved; the model makes its own.
+_BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$")
+# What transformers raises when a checkpoint and its config do not fit, are damaged or need foreign code.
+_LOADER_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+)
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Return the config of a float checkpoint; SourceError if it is unknown, damaged or already quantized."""
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise SourceError(f"{folder} is quantized already; start from the checkpoint it was made of.")
+    with _explained(folder):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization: Any) -> PreTrainedModel:
+    """Load by transformers' loader in `dtype`, in eval mode; `quantization` goes to from_pretrained.
+
+    Raises SourceError, in one line, when the checkpoint cannot be loaded whole.
+    """
+    config = read_config(folder)
+    open_checkpoint(folder)  # names a damaged file in our words
+    with _explained(folder):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **quantization,
+        )
+    unused = [name for name in info["unexpected_keys"] if not _BUFFERS.search(name)]
+    _refuse_misfits(folder, sorted(info["missing_keys"]), sorted(unused))
+    return model.eval()
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """Return the float32 model of `folder` with tied weights, its parameters on meta and its buffers real."""
+    config = read_config(folder)
+    with _explained(folder):
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model.tie_weights()  # under init_empty_weights a tied parameter is made twice
+    return model.eval().requires_grad_(False)
+
+
+def count_params(model: nn.Module) -> int:
+    """Return the number of weights of an unquantized model, a tied table once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def match_tensors(folder: Path, model: PreTrainedModel) -> dict[str, LazyTensor]:
+    """Return the checkpoint's tensor for every parameter of a skeleton, by the parameter's first name.
+
+    A checkpoint of the base model lacks the prefix that the model's own names have. Raises SourceError when
+    a parameter has no tensor, a tensor no parameter, or their shapes differ.
+    """
+    tensors = open_checkpoint(folder)
+    prefix = f"{model.base_model_prefix}."
+    found: dict[str, LazyTensor] = {}
+    missing, used = [], set()
+    for names in _tied_names(model):
+        stored = [key for name in names for key in (name, name.removeprefix(prefix)) if key in tensors]
+        stored = list(dict.fromkeys(stored))
+        used.update(stored)
+        if not stored:
+            missing.append(names[0])
+            continue
+        found[names[0]] = tensors[stored[0]]
+        _check_fit(folder, [tensors[key] for key in stored], tuple(model.get_parameter(names[0]).shape))
+    unused = [key for key in tensors if key not in used and not _BUFFERS.search(key)]
+    _refuse_misfits(folder, missing, unused)
+    return found
+
+
+def _tied_names(model: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
+
+
+def _check_fit(folder: Path, stored: list[LazyTensor], shape: tuple[int, ...]) -> None:
+    first = stored[0]
+    if first.shape != shape or first.dtype not in FLOAT_TYPES:
+        raise SourceError(
+            f"{folder}: tensor {first.name} is {first.dtype} {list(first.shape)}, its config says float {list(shape)}."
+        )
+    for other in stored[1:]:
+        if not np.array_equal(other.raw, first.raw):
+            raise SourceError(
+                f"{folder} holds different {first.name} and {other.name}, which its config says are one; "
+                "set tie_word_embeddings to false in config.json if they are two."
+            )
+
+
+def _refuse_misfits(folder: Path, missing: list[str], unused: list[str]) -> None:
+    for what, names in (("lacks", missing), ("has no place in the model for", unused)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise SourceError(f"the checkpoint in {folder} {what} {names[0]}{more}.")
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers raises into one line."""
+    try:
+        with quiet_and_offline():
+            yield
+    except _LOADER_ERRORS as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(f"transformers cannot load {folder}: {said[0].rstrip('.')}.") from error

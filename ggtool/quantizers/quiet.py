@@ -1,0 +1,55 @@
+"""Keep transformers, accelerate and bitsandbytes off the terminal and off the network.
+
+Their logs and progress bars are switched off for the whole process: some speak at every forward pass.
+Their Python warnings and the Hub's network access are off only inside the context.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants
+
+# bitsandbytes downloads CPU code from the Hub at import, and runs it, where this package is installed.
+_KERNELS = "kernels"
+
+
+@contextmanager
+def quiet_and_offline() -> Iterator[None]:
+    """Import and use the libraries without a word from them and without a request to the Hub."""
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _silence_logs()
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes with the code that travels with it, never with code from the Hub."""
+    if "bitsandbytes" in sys.modules:
+        return
+    before = {_KERNELS: sys.modules[_KERNELS]} if _KERNELS in sys.modules else {}
+    sys.modules[_KERNELS] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        del sys.modules[_KERNELS]
+        sys.modules.update(before)
+
+
+def _silence_logs() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    for library in ("accelerate", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -1,0 +1,371 @@
+#!/usr/bin/env python3
+"""Train the small GPT-2 of models/gpt2-demo, or a larger one in the same way.
+
+Learns a byte-level BPE, packs the articles with <|endoftext|> between them, trains for a
+fixed time (or number of steps) on a GPU or a CPU, and writes a folder in the Hub's GPT-2
+layout: fp16 weights, no `transformer.` prefix, no mask buffers, tied lm_head left out.
+
+The figures printed at the end belong to the stored file, read back and run in fp32:
+perplexity = exp(mean nll) over windows of n_ctx tokens that do not overlap, a last short
+window dropped; its standard error takes the tokens as independent, as llama-perplexity does.
+"""
+
+import argparse
+import json
+import lzma
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+EOT = "<|endoftext|>"
+SHORT_UNTIL = 0.7  # the part of the training that attends within short pieces only
+PROMPTS = ("The city of", "In 1978, he", "Mathematics is")
+
+LossFunction = Callable[[GPT2LMHeadModel, Tensor, int], Tensor]
+
+
+def read_articles(path: Path) -> list[str]:
+    """Read a text file, .xz or plain, and split it at <|endoftext|>."""
+    open_text = lzma.open if path.suffix == ".xz" else open
+    with open_text(path, "rt", encoding="utf-8", newline="") as file:
+        return [text for part in file.read().split(EOT) if (text := part.strip("\n"))]
+
+
+# --- tokenizer ---------------------------------------------------------------------------
+
+
+def train_tokenizer(articles: list[str], vocab_size: int) -> Tokenizer:
+    """Learn GPT-2's kind of BPE: bytes first, merges next, <|endoftext|> as the last id."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(articles, trainer, length=len(articles))
+
+    # The trainer puts special tokens first; rebuilding the model puts this one last.
+    learned = json.loads(tokenizer.to_str())["model"]
+    vocab = learned["vocab"] | {EOT: len(learned["vocab"])}
+    tokenizer.model = models.BPE(vocab, [tuple(pair) for pair in learned["merges"]])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([EOT])
+    assert tokenizer.token_to_id(EOT) == vocab_size - 1, "the text is too small for this vocabulary"
+    return tokenizer
+
+
+def pack(tokenizer: Tokenizer, articles: list[str]) -> Tensor:
+    """Encode the articles in parallel: int32 (n_tokens,), each one closed by <|endoftext|>."""
+    eot = tokenizer.token_to_id(EOT)
+    pieces: list[Tensor] = []
+    for start in range(0, len(articles), 2048):  # bounds the memory that Encoding objects take
+        encodings = tokenizer.encode_batch_fast(articles[start : start + 2048])
+        pieces.extend(torch.tensor([*encoding.ids, eot], dtype=torch.int32) for encoding in encodings)
+    return torch.cat(pieces)
+
+
+# --- training ----------------------------------------------------------------------------
+
+
+def build_model(args: argparse.Namespace) -> GPT2LMHeadModel:
+    """Make a GPT-2 with random weights; transformers scales residual projections as GPT-2 did."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=args.vocab,
+            n_positions=args.n_ctx,
+            n_embd=args.n_embd,
+            n_layer=args.n_layer,
+            n_head=args.n_head,
+            # The function that gelu_new names, as one fused kernel.
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=args.dropout,
+            embd_pdrop=args.dropout,
+            attn_pdrop=args.dropout,
+            bos_token_id=args.vocab - 1,
+            eos_token_id=args.vocab - 1,
+        )
+    )
+
+
+def batches(tokens: Tensor, batch: int, n_ctx: int) -> Iterator[Tensor]:
+    """Yield (batch, n_ctx + 1) for ever: windows cut at a new offset and shuffled each epoch."""
+    while True:
+        offset = int(torch.randint(n_ctx, ()))
+        n_windows = (len(tokens) - 1 - offset) // n_ctx
+        for starts in (torch.randperm(n_windows) * n_ctx + offset).split(batch):
+            if len(starts) == batch:
+                index = starts[:, None] + torch.arange(n_ctx + 1)
+                yield tokens[index.to(tokens.device)].long()
+
+
+def next_token_loss(model: GPT2LMHeadModel, ids: Tensor, span: int) -> Tensor:
+    """Compute the mean nll of ids[:, 1:] in nats, attending within pieces of `span` tokens.
+
+    ids is (batch, n_ctx + 1); its pieces keep their positions, so that every row of wpe is
+    trained from the start. Matrix products run in bf16, the loss in fp32.
+    """
+    n_ctx = ids.shape[1] - 1
+    pieces = ids[:, :-1].reshape(-1, span)
+    positions = torch.arange(n_ctx, device=ids.device).view(-1, span).repeat(len(ids), 1)
+    # No cache of bf16 weights: it is shared by all threads, and --workers makes several.
+    with torch.autocast(ids.device.type, torch.bfloat16, cache_enabled=False):
+        output = model.transformer(pieces, position_ids=positions, use_cache=False)
+        hidden, targets = output.last_hidden_state.flatten(0, 1), ids[:, 1:].flatten()
+        # On a CPU, logits of 512 tokens still fit in cache; a GPU is better fed at once.
+        chunk = 512 if ids.device.type == "cpu" else len(targets)
+        total = sum(
+            F.cross_entropy(model.lm_head(part).float(), target, reduction="sum")
+            for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        )
+    return total / len(targets)
+
+
+def make_optimizers(model: GPT2LMHeadModel, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Give block matrices to Muon and the rest to AdamW; one learning rate serves both."""
+    matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
+    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    return [
+        torch.optim.Muon(
+            matrices, lr=args.lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(
+            [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}],
+            lr=args.lr,
+            betas=(0.9, 0.95),
+            weight_decay=args.weight_decay,
+            fused=True,
+        ),
+    ]
+
+
+def compiled(model: GPT2LMHeadModel, ids: Tensor, spans: Iterable[int]) -> LossFunction:
+    """Return next_token_loss, compiled for each span if that works here."""
+    if ids.device.type == "cuda":  # measured on a CPU: no faster than eager
+        try:
+            step = torch.compile(next_token_loss)
+            for span in spans:  # outside the time budget
+                step(model, ids, span).backward()
+            return step
+        except Exception as error:  # noqa: BLE001 - whatever the compiler's trouble is, eager still trains
+            print(f"torch.compile not used: {type(error).__name__}: {str(error)[:200]}")
+    return next_token_loss
+
+
+def learning_rate(progress: float, warmup: float = 0.02) -> float:
+    """Give the fraction of the peak rate: linear warm-up, then linear decay to zero."""
+    return min(progress / warmup, (1 - progress) / (1 - warmup))
+
+
+def gradient(
+    model: GPT2LMHeadModel,
+    loss_of: LossFunction,
+    parts: Sequence[Tensor],
+    span: int,
+    workers: ThreadPoolExecutor,
+) -> Tensor:
+    """Leave in the model the clipped gradient of one batch, given in parts; return its loss."""
+    n_windows = sum(len(part) for part in parts)
+    # PyTorch's fused attention for CPUs is the slower one on short pieces.
+    short_on_cpu = parts[0].device.type == "cpu" and span <= 128
+    model.set_attn_implementation("eager" if short_on_cpu else "sdpa")
+
+    def backward(part: Tensor) -> Tensor:
+        loss = loss_of(model, part, span) * len(part) / n_windows
+        loss.backward()
+        return loss.detach()
+
+    model.zero_grad()
+    loss = sum(workers.map(backward, parts))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    return loss
+
+
+def train(model: GPT2LMHeadModel, tokens: Tensor, validation: Tensor, args: argparse.Namespace) -> None:
+    """Train until the time or the steps are spent; progress drives the schedule, so it ends at 0."""
+    stream = batches(tokens, args.batch, args.n_ctx)
+    optimizers = make_optimizers(model, args)
+    loss_of = compiled(model.train(), next(stream), {args.short_ctx, args.n_ctx})
+    workers = ThreadPoolExecutor(args.workers)
+    per_step = args.batch * args.n_ctx
+    losses: list[Tensor] = []  # since the last line printed
+    step = 0
+    start = last = time.monotonic()
+    while True:
+        elapsed = time.monotonic() - start
+        progress = step / args.steps if args.steps else elapsed / (60 * args.minutes)
+        if progress >= 1:
+            break
+        span = args.short_ctx if progress < SHORT_UNTIL else args.n_ctx
+        parts = next(stream).chunk(args.workers)
+        losses.append(gradient(model, loss_of, parts, span, workers))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * learning_rate(progress)
+            optimizer.step()
+        step += 1
+        if (seconds := time.monotonic() - last) > args.log_every:
+            loss = torch.stack(losses).mean()
+            held = window_nll(model, validation[: 48 * args.n_ctx], args.n_ctx).mean()
+            print(
+                f"{progress:6.1%} step {step} tokens {step * per_step / 1e6:.1f}M loss {loss:.4f}"
+                f" validation {held:.4f} {len(losses) * per_step / seconds:,.0f} tokens/s"
+            )
+            losses.clear()
+            last = time.monotonic()
+    epochs = step * per_step / len(tokens)
+    print(f"trained: {step} steps, {step * per_step:,} tokens, {epochs:.2f} epochs, {elapsed:.0f} s")
+
+
+# --- what is kept, and what it is worth ----------------------------------------------------
+
+
+def save_folder(model: GPT2LMHeadModel, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Write the files of a Hub GPT-2 folder, weights rounded to fp16."""
+    weights = {
+        name: tensor.to("cpu", torch.float16).contiguous()
+        for name, tensor in model.transformer.state_dict().items()
+    }
+    for name, tensor in weights.items():
+        assert torch.isfinite(tensor).all(), f"{name} does not fit fp16"
+    save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
+
+    eot = args.vocab - 1
+    config = {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": args.dropout,
+        "bos_token_id": eot,
+        "embd_pdrop": args.dropout,
+        "eos_token_id": eot,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2",
+        "n_ctx": args.n_ctx,
+        "n_embd": args.n_embd,
+        "n_head": args.n_head,
+        "n_inner": None,
+        "n_layer": args.n_layer,
+        "n_positions": args.n_ctx,
+        "resid_pdrop": args.dropout,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float16",
+        "vocab_size": args.vocab,
+    }
+    generation = {"_from_model_config": True, "bos_token_id": eot, "eos_token_id": eot}
+    settings = {"model_max_length": args.n_ctx, "tokenizer_class": "GPT2Tokenizer"}
+    for name, content in (
+        ("config.json", config),
+        ("generation_config.json", generation),
+        ("tokenizer_config.json", settings),
+    ):
+        (args.out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(args.out / "tokenizer.json"))
+    tokenizer.model.save(str(args.out))  # vocab.json, merges.txt
+
+
+@torch.no_grad()
+def window_nll(model: GPT2LMHeadModel, tokens: Tensor, n_ctx: int) -> Tensor:
+    """Score tokens 1 … n_ctx - 1 of each whole window: float64 (n_windows, n_ctx - 1), nats."""
+    training = model.training
+    model.eval()
+    windows = tokens[: len(tokens) // n_ctx * n_ctx].long().view(-1, n_ctx)
+    rows = []
+    for ids in windows.split(8):
+        logits = model(ids).logits[:, :-1]
+        nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        rows.append(nll.view(len(ids), -1).double())
+    model.train(training)
+    return torch.cat(rows)
+
+
+def perplexity(nll: Tensor) -> str:
+    """Format exp(mean) ± its standard error, with the number of scored tokens."""
+    nll = nll.flatten()
+    value = math.exp(nll.mean())
+    error = value * float(nll.std()) / math.sqrt(len(nll))
+    return f"{value:.3f} ± {error:.3f} ({len(nll):,} tokens)"
+
+
+def report(tokenizer: Tokenizer, device: str, args: argparse.Namespace) -> None:
+    """Print the held-out perplexities of the stored folder by both methods, and its writing."""
+    model = GPT2LMHeadModel.from_pretrained(args.out, dtype=torch.float32).to(device).eval()
+    text = args.heldout.read_text(encoding="utf-8")
+    tokens = torch.tensor(tokenizer.encode(text).ids, device=device)
+    nll = window_nll(model, tokens, args.n_ctx)
+    half = args.n_ctx // 2  # llama-perplexity's first target is the token at n_ctx / 2 + 1
+    print(f"held-out text: {len(text.encode()):,} bytes, {len(tokens):,} tokens, {len(nll)} windows")
+    print(f"perplexity, all targets of a window: {perplexity(nll)}")
+    print(f"perplexity, targets {half + 1}..{args.n_ctx - 1} of a window: {perplexity(nll[:, half:])}")
+
+    settings = {"do_sample": True, "temperature": 0.8, "top_k": 40, "max_new_tokens": 120}
+    for prompt in PROMPTS:
+        torch.manual_seed(args.seed)
+        ids = torch.tensor([tokenizer.encode(prompt).ids], device=device)
+        written = model.generate(ids, pad_token_id=args.vocab - 1, **settings)[0]
+        print(f"--- {settings}, seed {args.seed}\n{tokenizer.decode(written.tolist())}")
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line; the defaults are those of models/gpt2-demo."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train", type=Path, required=True, help="training text, .xz or plain")
+    parser.add_argument("--heldout", type=Path, required=True, help="text scored at the end")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--minutes", type=float, default=8, help="training loop's time")
+    parser.add_argument("--steps", type=int, help="train so many steps instead")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n-embd", type=int, default=256)
+    parser.add_argument("--n-layer", type=int, default=6)
+    parser.add_argument("--n-head", type=int, default=8)
+    parser.add_argument("--n-ctx", type=int, default=512)
+    parser.add_argument("--short-ctx", type=int, default=128, help="a divisor of n_ctx")
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=16, help="windows of n_ctx tokens a step")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 pays past a few epochs")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="parts of a batch trained side by side; on a busy CPU, set OMP_NUM_THREADS=1 too",
+    )
+    parser.add_argument("--log-every", type=float, default=20, metavar="SECONDS")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Tokenizer, tokens, training, files, figures; each stage says how long it took."""
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    start = time.monotonic()
+    articles = read_articles(args.train)
+    tokenizer = train_tokenizer(articles, args.vocab)
+    print(f"tokenizer: {len(articles):,} articles, {time.monotonic() - start:.0f} s")
+    tokens = pack(tokenizer, articles).to(args.device)
+    n_validation = max(len(tokens) // 100, 4 * args.n_ctx)
+    tokens, validation = tokens[:-n_validation], tokens[-n_validation:]
+    print(f"tokens: {len(tokens):,} + {n_validation:,} to validate, {time.monotonic() - start:.0f} s")
+
+    model = build_model(args).to(args.device)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else args.device
+    print(f"model: {model.num_parameters():,} parameters on {where}, torch {torch.__version__}")
+    train(model, tokens, validation, args)
+    save_folder(model, tokenizer, args)
+    report(tokenizer, args.device, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The chat at a terminal: driven through prompt_toolkit's own pipe, and once through a real pseudo-terminal."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_gguf
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+
+from ggtool.backends import LoadOptions, SamplingParams
+from ggtool.backends.llama_cpp import LlamaCppBackend
+from ggtool.chat.conversation import open_conversation
+from ggtool.chat.terminal import Terminal, set_param
+from ggtool.errors import UsageError
+
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("terminal")
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    backend = LlamaCppBackend(None, tiny_gguf.gpt2(folder / "base.gguf").path, LoadOptions(0, 1))
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def chat(folder):
+    path = tiny_gguf.gpt2(folder / "chat.gguf", chat_template=tiny_gguf.CHATML).path
+    backend = LlamaCppBackend(None, path, LoadOptions(0, 1))
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "ggtool" / "history"
+
+
+@pytest.fixture
+def talk(capsys, monkeypatch):
+    """Type `keys` at a terminal; return what it printed and the prompts that reached the model, as text."""
+
+    def run(backend, keys, **changes):
+        backend.reset()  # what an earlier test left in the cache would change the last bits of the logits
+        run.seeds, prompts = [], []
+        generate = backend.generate
+
+        def watched(prompt, params):
+            run.seeds.append(params.seed)
+            prompts.append(b"".join(map(backend.vocabulary.piece, prompt)).decode(errors="replace"))
+            return generate(prompt, params)
+
+        monkeypatch.setattr(backend, "generate", watched)
+        params = SamplingParams(n_predict=4, temperature=0.0)
+        with create_pipe_input() as pipe, create_app_session(input=pipe):
+            pipe.send_text(keys)
+            Terminal(backend, open_conversation(backend, ""), params, name="tiny.gguf", **changes).run()
+        monkeypatch.setattr(backend, "generate", generate)
+        return capsys.readouterr(), prompts
+
+    return run
+
+
+def test_a_dialogue_remembers_what_was_said(chat, talk) -> None:
+    output, prompts = talk(chat, f"Hello{ENTER}And then?{ENTER}/exit{ENTER}")
+    assert prompts[0] == "user\nHello\nassistant\n"
+    assert prompts[1].startswith("user\nHello\nassistant\n")
+    assert prompts[1].endswith("\nuser\nAnd then?\nassistant\n")
+    assert output.err.count("4 tokens") == 2
+
+
+def test_clear_forgets_and_an_empty_line_is_nothing(chat, talk) -> None:
+    _, prompts = talk(chat, f"{ENTER}Hello{ENTER}/clear{ENTER}Again{ENTER}{CTRL_D}")
+    assert prompts == ["user\nHello\nassistant\n", "user\nAgain\nassistant\n"]
+
+
+def test_a_transcript_goes_on_at_an_empty_line(base, talk) -> None:
+    _, prompts = talk(base, f"Once{ENTER}{ENTER}upon{ENTER}{CTRL_D}")
+    assert prompts[0] == "Once"
+    assert len(prompts) == 3
+    assert prompts[1].startswith("Once")
+    assert len(prompts[1]) > len("Once")
+    assert prompts[2].startswith(prompts[1])
+    assert prompts[2].endswith("\nupon")
+
+
+@pytest.mark.parametrize("newline", [f"one{ALT_ENTER}two", f"one\\{ENTER}two", "\x1b[200~one\ntwo\x1b[201~"])
+def test_an_entry_can_have_several_lines(base, talk, newline) -> None:
+    _, prompts = talk(base, f"{newline}{ENTER}{CTRL_D}")
+    assert prompts == ["one\ntwo"]
+
+
+def test_set_changes_what_the_next_answer_uses(chat, talk) -> None:
+    output, _ = talk(chat, f"/set n-predict 7{ENTER}Hello{ENTER}/set{ENTER}{CTRL_D}")
+    assert "7 tokens" in output.err
+    assert "n_predict 7  temperature 0.0" in output.err
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("/set temperature hot", "temperature takes a number, not 'hot'"),
+        ("/set top_p 2", "top_p is 2.0; it must be above 0"),
+        ("/set warmth 1", "there is no parameter 'warmth'; there are n_predict,"),
+        ("/quit", "there is no command /quit; there are /help, /clear, /set, /stats, /exit"),
+        ("Paris " * 120, "the context holds 128; /clear starts over"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_the_session_goes_on(chat, talk, keys, says) -> None:
+    output, prompts = talk(chat, f"{keys}{ENTER}Hello{ENTER}{CTRL_D}")
+    assert [line for line in output.err.splitlines() if says in line]
+    assert prompts == ["user\nHello\nassistant\n"]
+    assert "4 tokens" in output.err
+
+
+def test_help_and_stats_tell_even_when_quiet(base, talk) -> None:
+    output, _ = talk(base, f"/help{ENTER}Once{ENTER}/stats{ENTER}{CTRL_D}", quiet=True)
+    for command in ("/help", "/clear", "/set", "/stats", "/exit", "Alt-Enter", "Enter alone"):
+        assert command in output.err
+    assert re.search(r"context \d+ of 128 tokens, 1 answers", output.err)
+    assert output.err.count("4 tokens") == 1  # in /stats, and not after the answer
+
+
+def test_a_path_is_text_and_no_command(base, talk) -> None:
+    _, prompts = talk(base, f"/usr/bin holds{ENTER}{CTRL_D}")
+    assert prompts == ["/usr/bin holds"]
+
+
+def test_ctrl_c_at_the_prompt_drops_the_line(base, talk) -> None:
+    _, prompts = talk(base, f"never mind{CTRL_C}Once{ENTER}{CTRL_D}")
+    assert prompts == ["Once"]
+
+
+def test_history_is_kept_in_the_state_folder(base, talk, state) -> None:
+    talk(base, f"Once upon{ENTER}{CTRL_D}")
+    assert "Once upon" in state.read_text()
+    assert state.stat().st_mode & 0o077 == 0
+    _, prompts = talk(base, f"{UP}{ENTER}{CTRL_D}")
+    assert prompts == ["Once upon"]
+
+
+def test_a_state_folder_that_cannot_be_written_is_no_obstacle(base, talk, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    _, prompts = talk(base, f"Once{ENTER}{CTRL_D}")
+    assert prompts == ["Once"]
+
+
+def test_every_turn_draws_anew_and_a_cleared_conversation_repeats(base, talk) -> None:
+    keys = f"/set temperature 5{ENTER}/set seed 9{ENTER}/set top_k 0{ENTER}/set n_predict 20{ENTER}"
+    turns = f"Once{ENTER}upon{ENTER}/clear{ENTER}"
+    answers = [talk(base, f"{keys}{turns}{turns}{CTRL_D}")[0].out for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert talk.seeds == [9, 10, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("seed", "5", 5), ("top-p", "0.5", 0.5), ("ignore_eos", "on", True), ("temperature", "1", 1.0)],
+)
+def test_every_parameter_is_set_from_its_text(name, value, expected) -> None:
+    assert getattr(set_param(SamplingParams(), name, value), name.replace("-", "_")) == expected
+
+
+@pytest.mark.parametrize("value", ["", "maybe", "2"])
+def test_a_switch_takes_on_or_off(value) -> None:
+    with pytest.raises(UsageError, match="on or off"):
+        set_param(SamplingParams(), "ignore_eos", value)
+
+
+CHILD = """
+import fcntl, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C is for the process that this is the terminal of
+from pathlib import Path
+from ggtool.backends import SamplingParams
+from ggtool.backends.llama_cpp import LlamaCppBackend
+from ggtool.chat import run_chat
+
+generate = LlamaCppBackend.generate
+
+def slowly(self, prompt, params):
+    for made, token in enumerate(generate(self, prompt, params)):
+        yield token
+        if made == 1:
+            print("answering", file=sys.stderr, flush=True)
+        time.sleep(0.02)
+
+LlamaCppBackend.generate = slowly
+run_chat(Path(sys.argv[1]), SamplingParams(n_predict=1000, ignore_eos=True), threads=1, device="cpu")
+print("left in good order")
+"""
+
+
+class Pseudo:
+    """A child on a pseudo-terminal of its own."""
+
+    def __init__(self, path) -> None:
+        self.master, slave = pty.openpty()
+        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(path)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def expect(self, text: str) -> str:
+        """Read until `text` comes and return what came up to it."""
+        deadline = time.monotonic() + 30
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"{text!r} never came: {self.seen!r}"
+            if select.select([self.master], [], [], 0.5)[0]:
+                try:
+                    self.seen += os.read(self.master, 65536).decode(errors="replace")
+                except OSError:
+                    raise AssertionError(f"the child ended before {text!r}: {self.seen!r}") from None
+        found, _, self.seen = self.seen.partition(text)
+        return found
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(folder) -> None:
+    path = tiny_gguf.gpt2(folder / "slow.gguf", n_ctx=4096).path
+    terminal = Pseudo(path)
+    try:
+        terminal.expect("no chat template")
+        terminal.expect(">>>")
+        terminal.type(f"Once upon{ENTER}")
+        terminal.expect("answering")
+        terminal.type(CTRL_C)
+        terminal.expect("stopped: Ctrl-C")
+        terminal.expect(">>>")
+        terminal.type(f"/stats{ENTER}")
+        terminal.expect(", 1 answers")
+        terminal.expect("stopped: Ctrl-C")
+        terminal.expect(">>>")
+        terminal.type(f"and so{ENTER}")
+        terminal.expect("answering")
+        terminal.type(CTRL_C)
+        terminal.expect("stopped: Ctrl-C")
+        terminal.expect(">>>")
+        terminal.type(CTRL_D)
+        terminal.expect("left in good order")
+        assert terminal.child.wait(10) == 0
+    finally:
+        terminal.child.kill()
+        terminal.child.wait()
+        os.close(terminal.master)

@@ -1,0 +1,27 @@
+"""Fixtures that every test may use; the tiny models are described in tiny_models.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import build_tiny_gpt2
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 in the Hub's layout: 2 layers of 256, 4 heads, 512 tokens, context 128."""
+    return build_tiny_gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_saved(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights after from_pretrained and save_pretrained: prefix, no buffers, no n_ctx."""
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("saved") / "tiny-gpt2"
+    model = GPT2LMHeadModel.from_pretrained(tiny_gpt2)
+    del model.config.n_ctx  # a model made by transformers 5 never had it
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_gpt2).save_pretrained(folder)
+    return folder

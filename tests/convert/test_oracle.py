@@ -1,0 +1,89 @@
+"""The same files out of llama.cpp's own converter and quantizer; needs the vendored source and the built tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gguf_tools import tensor_bytes
+from safetensors.numpy import load_file, save_file
+
+from ggtool.convert import convert, default_path
+from ggtool.formats import find_qtype, qtypes
+from ggtool.source import from_folder
+
+pytestmark = pytest.mark.oracle
+
+ROOT = Path(__file__).parents[2]
+VENDORED = ROOT / "vendor" / "llama.cpp" / "source"
+REAL = ROOT.parent / "shared" / "models" / "gpt2-wiki-51m"
+
+# The converter tells a pre-tokenizer by the hash of a probe text's ids, so it cannot know a vocabulary of our own.
+_CONVERTER = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+if sys.argv[2] == "patched":
+    from conversion.base import TextModel
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = ["convert_hf_to_gguf.py", *sys.argv[3:]]
+runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(autouse=True)
+def vendored() -> None:
+    if not (VENDORED / "convert_hf_to_gguf.py").exists():
+        pytest.skip("vendor/llama.cpp is not unpacked; run scripts/vendor-llama-cpp")
+
+
+def convert_with_llama_cpp(model: Path, outtype: str, out: Path, *, known_vocabulary: bool) -> Path:
+    how = "as it is" if known_vocabulary else "patched"
+    arguments = [str(model), "--outtype", outtype, "--outfile", str(out)]
+    command = [sys.executable, "-c", _CONVERTER, str(VENDORED), how, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("layout", ["tiny_gpt2", "tiny_gpt2_saved"])
+def test_the_whole_file_is_upstreams(
+    layout: str, outtype: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    # The least that makes upstream's converter take either layout: n_ctx in, mask buffers out.
+    model = shutil.copytree(request.getfixturevalue(layout), tmp_path / "tiny-gpt2")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "n_ctx": config["n_positions"]}))
+    weights = load_file(model / "model.safetensors")
+    kept = {name: array for name, array in weights.items() if not name.endswith(".attn.bias")}
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+    theirs = convert_with_llama_cpp(model, outtype, tmp_path / "theirs.gguf", known_vocabulary=False)
+    (ours,) = convert(from_folder(model), [find_qtype(outtype)], lambda row: tmp_path / "ours.gguf")
+    assert ours.path.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="../shared/models/gpt2-wiki-51m is not here")
+def test_the_whole_file_of_a_trained_model_is_upstreams(tmp_path: Path) -> None:
+    theirs = convert_with_llama_cpp(REAL, "f16", tmp_path / "theirs.gguf", known_vocabulary=True)
+    (ours,) = convert(from_folder(REAL), [find_qtype("f16")], lambda row: tmp_path / "ours.gguf")
+    assert ours.path.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="../shared/models/gpt2-wiki-51m is not here")
+def test_every_type_of_a_trained_model_is_what_the_llama_quantize_tool_makes(tmp_path: Path) -> None:
+    tools = os.environ.get("GGTOOL_LLAMA_TOOLS")
+    if not tools:
+        pytest.skip("GGTOOL_LLAMA_TOOLS is not set; run scripts/build-llama-tools")
+    out = tmp_path / "ours"
+    made = convert(from_folder(REAL), qtypes(), lambda row: default_path("m", row, out))
+    f32 = next(item.path for item in made if item.plan.format.name == "F32")
+    for item in made:
+        theirs = tmp_path / "theirs.gguf"
+        command = [Path(tools) / "llama-quantize", str(f32), str(theirs), item.plan.format.name]
+        subprocess.run(command, check=True, capture_output=True)
+        assert tensor_bytes(item.path) == tensor_bytes(theirs), item.plan.format.name

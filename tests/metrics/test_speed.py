@@ -1,0 +1,71 @@
+"""Timing against a backend whose cost is known: it sleeps."""
+
+import time
+
+import pytest
+
+from ggtool.errors import MeasureError, UsageError
+from ggtool.metrics.speed import lengths, speed
+
+PREFILL_S, TOKEN_S = 0.02, 0.005
+
+
+class SleepingBackend:
+    n_ctx = 64
+    n_vocab = 10
+
+    def __init__(self, ends_after: int = 1000) -> None:
+        self.prompts: list[tuple[int, ...]] = []
+        self.cached: tuple[int, ...] = ()
+        self.ends_after = ends_after
+
+    def reset(self) -> None:
+        self.cached = ()
+
+    def logits(self, tokens, start=0):
+        self.cached = tuple(tokens)
+        time.sleep(PREFILL_S)
+
+    def generate(self, prompt, params):
+        assert params.ignore_eos
+        self.prompts.append(tuple(prompt))
+        # A prompt found in the cache costs nothing: the mistake that reset() is there to prevent.
+        time.sleep(0 if tuple(prompt) == self.cached else PREFILL_S)
+        for index in range(min(params.n_predict, self.ends_after)):
+            if index:
+                time.sleep(TOKEN_S)
+            yield index
+
+
+def timed(backend, **changes):
+    settings = {"pp_tokens": 16, "tg_tokens": 5, "repetitions": 3} | changes
+    return speed(backend, list(range(200)), load_s=1.5, threads=2, **settings)
+
+
+def test_rates_are_tokens_over_the_time_of_their_own_stage() -> None:
+    result = timed(SleepingBackend())
+    # Sleeping may take longer than asked for, never less.
+    assert 0.5 * 16 / PREFILL_S < result.pp_ts <= 16 / PREFILL_S
+    assert 0.5 / TOKEN_S < result.tg_ts <= 1 / TOKEN_S
+    assert PREFILL_S <= result.ttft_s < 2 * PREFILL_S
+    assert result.load_s == 1.5
+
+
+def test_warm_up_is_thrown_away_and_no_two_rounds_share_a_prompt() -> None:
+    backend = SleepingBackend()
+    result = timed(backend)
+    assert len(backend.prompts) == 4
+    assert len(set(backend.prompts)) == 4
+    assert len(result.pp_samples_s) == len(result.tg_samples_s) == len(result.ttft_samples_s) == 3
+
+
+def test_what_cannot_be_timed_is_refused() -> None:
+    with pytest.raises(UsageError, match="n_ctx is 64"):
+        timed(SleepingBackend(), pp_tokens=62)
+    with pytest.raises(MeasureError, match="after 2 of 5"):
+        timed(SleepingBackend(ends_after=2))
+
+
+def test_lengths_fit_the_context() -> None:
+    for n_ctx in (4, 64, 512, 1024):
+        assert sum(lengths(n_ctx)) <= n_ctx

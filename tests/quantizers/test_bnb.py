@@ -1,0 +1,115 @@
+"""bitsandbytes through transformers: what it quantizes, what that weighs, and that it is silent and local."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import build_tiny_gpt2
+
+from ggtool.errors import MeasureError
+from ggtool.quantizers import bnb
+from ggtool.quantizers.components import find_matrices
+from ggtool.quantizers.footprint import weight_bytes
+from ggtool.quantizers.pretrained import count_params, load_float, skeleton
+
+# Rows of the linear layers of tiny_gpt2's two blocks; all but the last have 256 columns.
+N_LINEAR = 2 * 12 * 256 * 256
+N_ROWS = 2 * (3 + 1 + 4 + 1) * 256
+
+
+@pytest.fixture(scope="module")
+def float_bytes(tiny_gpt2: Path) -> int:
+    """Bytes of what bitsandbytes leaves alone: table, positions, norms, biases."""
+    return 4 * (count_params(skeleton(tiny_gpt2)) - N_LINEAR)
+
+
+@pytest.mark.parametrize("quantizer", [bnb.FP4, bnb.NF4, bnb.BitsAndBytes(4, "nf4", double_quant=True)])
+def test_four_bits_weigh_codes_absmax_and_codebooks(
+    quantizer: bnb.BitsAndBytes, tiny_gpt2: Path, float_bytes: int
+):
+    model = quantizer.load(tiny_gpt2, "cpu")
+    layer = model.transformer.h[0].attn.c_attn
+    state = layer.weight.quant_state
+    assert state.quant_type == quantizer.quant_type
+    assert layer.weight.dtype == torch.uint8
+    assert layer.weight.numel() == 3 * 256 * 256 // 2
+    assert len(layer.weight.unique()) > 100
+    # One absmax per block of 64: float32, bfloat16 in the layout for AVX512-BF16, or a byte when quantized
+    # again, with a scale per 256 of them and a codebook of 256. Its offset is there in either case.
+    n_blocks = N_LINEAR // 64
+    hidden = 8 * 4 if quantizer.double_quant else 0
+    if state.absmax.dtype == torch.bfloat16:
+        hidden += 2 * n_blocks
+    elif quantizer.double_quant:
+        hidden += n_blocks + 4 * (n_blocks // 256) + 8 * 4 * 256
+    else:
+        hidden += 4 * n_blocks
+    assert weight_bytes(model) == float_bytes + N_LINEAR // 2 + hidden + 8 * 4 * 16
+
+
+def test_eight_bits_weigh_codes_and_row_scales_before_and_after_use(tiny_gpt2: Path, float_bytes: int):
+    model = bnb.INT8.load(tiny_gpt2, "cpu")
+    assert model.transformer.h[1].mlp.c_fc.weight.dtype == torch.int8
+    want = float_bytes + N_LINEAR + 4 * N_ROWS
+    assert weight_bytes(model) == want
+    with torch.inference_mode():
+        model(torch.arange(16)[None])
+    assert weight_bytes(model) == want
+
+
+@pytest.mark.parametrize(("quantizer", "most"), [(bnb.INT8, 3e-3), (bnb.NF4, 0.1), (bnb.FP4, 0.2)])
+def test_the_table_stays_float_and_the_logits_stay_close(
+    quantizer: bnb.BitsAndBytes, most: float, tiny_gpt2: Path
+):
+    model, original = quantizer.load(tiny_gpt2, "cpu"), load_float(tiny_gpt2, torch.float32, "cpu")
+    matrices = {matrix.names[-1]: matrix.is_quantized for matrix in find_matrices(model)}
+    assert len(matrices) == 9
+    assert [name for name, quantized in matrices.items() if not quantized] == ["lm_head"]
+    assert torch.equal(model.lm_head.weight, original.lm_head.weight)
+    with torch.inference_mode():
+        tokens = torch.arange(0, 500, 5)[None]
+        got, want = model(tokens).logits, original(tokens).logits
+    assert 1e-6 < float((got - want).square().sum() / want.square().sum()) < most
+
+
+def test_shapes_that_the_cpu_layout_cannot_hold_still_run(tmp_path: Path):
+    # 4 heads of 10: 120 rows, no multiple of 32, and 40 columns, no multiple of 64.
+    folder = build_tiny_gpt2(tmp_path / "odd", n_embd=40)
+    model = bnb.NF4.load(folder, "cpu")
+    with torch.inference_mode():
+        assert model(torch.arange(16)[None]).logits.isfinite().all()
+
+
+def test_nothing_quantized_is_refused(tmp_path: Path):
+    folder = build_tiny_gpt2(tmp_path / "no-blocks", n_layer=0)
+    with pytest.raises(MeasureError, match="quantized none of the 1 matrices"):
+        bnb.NF4.load(folder, "cpu")
+
+
+def test_it_says_nothing_and_fetches_no_code(tiny_gpt2: Path, tmp_path: Path):
+    # bitsandbytes runs whatever this package downloads from the Hub, if it can be imported.
+    (tmp_path / "kernels.py").write_text("raise SystemExit('code from the Hub')")
+    program = f"""
+import socket, sys, torch
+from pathlib import Path
+def refuse(*args): raise SystemExit("network")
+socket.socket.connect = refuse
+from ggtool.quantizers import bnb
+for quantizer in (bnb.INT8, bnb.NF4):
+    model = quantizer.load(Path({str(tiny_gpt2)!r}), "cpu")
+    with torch.inference_mode():
+        model(torch.arange(16)[None])
+assert "kernels" not in sys.modules
+import kernels
+"""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    # The last line proves that the package could have been imported.
+    assert (child.stdout, child.stderr.strip()) == ("", "code from the Hub")

@@ -1,0 +1,75 @@
+"""The command line as its users meet it: a real process, its output, its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def ggtool(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ggtool", *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_help_is_quick() -> None:
+    # The best of several: what is claimed is ggtool's own cost, not the load of the machine.
+    times = []
+    for _ in range(8):
+        started = time.perf_counter()
+        assert ggtool("--help").returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["convert", "--help"], ["formats"]])
+def test_nothing_heavy_is_imported_before_it_is_needed(arguments: list[str]) -> None:
+    code = (
+        "import sys, ggtool.cli\n"
+        f"sys.argv = ['ggtool', *{arguments!r}]\n"
+        "try:\n    ggtool.cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'llama_cpp', 'datasets', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_formats_lists_what_the_flags_take() -> None:
+    rows = json.loads(ggtool("formats", "--json").stdout)
+    assert {"hf-fp32", "scratch-int8", "bnb-nf4", "gguf-q4_k_m"} <= {row["backend"] for row in rows}
+    assert "q4_k_m" in ggtool("formats").stdout
+
+
+@pytest.fixture
+def offline(tmp_path) -> dict[str, str]:
+    """An environment in which no hub can be reached and nothing is cached."""
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "GGTOOL_CACHE": str(tmp_path / "c"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["convert", "--qtype", "q4_9"], 2, "did you mean q4_1"),
+        (["eval", "--backend", "bnb-nf3"], 2, "did you mean bnb-nf4"),
+        (["eval", "--backend", "nowhere.gguf"], 2, "there is no file nowhere.gguf"),
+        (["convert", "--qtype", "q4_0", "--model", "no/such-model"], 1, "no/such-model is no folder here"),
+        (["convert", "--qtype", "q4_0", "--model", "a b c"], 1, "no Hub repo id"),
+        (["convert"], 2, "--qtype"),
+        (["eval", "--backend", "hf-fp32", "--corpus", "no.txt"], 2, "there is no file no.txt"),
+    ],
+)
+def test_a_wrong_request_gets_one_line(arguments: list[str], code: int, says: str, tmp_path, offline) -> None:
+    done = ggtool(*arguments, cwd=tmp_path, env=offline)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
