@@ -292,5 +292,6 @@ def main() -> None:
     try:
         app()
     except GgtoolError as error:
-        sys.stderr.write(f"ggtool: {error}\n")
+        # One line, even where a message quotes a name from a hostile file.
+        sys.stderr.write(f"ggtool: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
