@@ -23,6 +23,6 @@ def gguf_cache(source_sha256: str) -> Path:
 
 def _makers_sha256() -> str:
     digest = hashlib.sha256(version("llama-cpp-python").encode())
-    for file in sorted((Path(__file__).parent / "convert").glob("*.py")):
+    for file in sorted((Path(__file__).parent / "convert").rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -42,15 +42,31 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids (n,) of a text; `bos` replaces the first id of each chunk where the vocabulary asks for it."""
+    """Token ids (n,) of a text, and how many bytes of it each stands for (n,).
+
+    `bos` replaces the first id of each chunk where the vocabulary asks for it. A character split over several
+    tokens counts with the first of them.
+    """
 
     ids: TokenIds
+    n_bytes: TokenIds
     bos: int | None
 
     @cached_property
     def sha256(self) -> str:
         """Of the ids as little-endian int32."""
         return hashlib.sha256(self.ids.astype("<i4").tobytes()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write them to an .npz file, for a process that measures."""
+        np.savez(path, ids=self.ids, n_bytes=self.n_bytes, bos=[] if self.bos is None else [self.bos])
+
+    @classmethod
+    def load(cls, path: Path) -> Tokens:
+        """Read what `save` wrote."""
+        with np.load(path) as stored:
+            bos = stored["bos"].tolist()
+            return cls(stored["ids"], stored["n_bytes"], int(bos[0]) if bos else None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,8 @@ def tokenize(text: str, source: ModelSource) -> Tokens:
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
         raise SourceError(f"{path} is no tokenizer: {error}") from None
     tokenizer.encode_special_tokens = True
-    return _tokens(tokenizer.encode(text).ids, tokenizer.encode("").ids)
+    encoding = tokenizer.encode(text)
+    return _tokens(text, encoding.ids, encoding.offsets, tokenizer.encode("").ids)
 
 
 def _tokenize_slowly(text: str, source: ModelSource) -> Tokens:
@@ -130,11 +147,13 @@ def _tokenize_slowly(text: str, source: ModelSource) -> Tokens:
         raise SourceError(
             f"{source.folder} has no tokenizer that can be read: {str(error).splitlines()[0]}"
         ) from None
-    ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
-    return _tokens(ids, tokenizer("")["input_ids"])
+    found = tokenizer(text, split_special_tokens=True, verbose=False, return_offsets_mapping=True)
+    return _tokens(text, found["input_ids"], found["offset_mapping"], tokenizer("")["input_ids"])
 
 
-def _tokens(ids: Sequence[int], of_nothing: Sequence[int]) -> Tokens:
+def _tokens(
+    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], of_nothing: Sequence[int]
+) -> Tokens:
     # What encoding the empty text gives is what the tokenizer puts around every text.
     if len(of_nothing) > 1:
         raise SourceError(
@@ -145,7 +164,16 @@ def _tokens(ids: Sequence[int], of_nothing: Sequence[int]) -> Tokens:
         raise SourceError(
             "the tokenizer ends a text with a token; perplexity by chunks is not defined for it."
         )
-    return Tokens(np.asarray(ids, dtype=np.int32), bos)
+    return Tokens(np.asarray(ids, dtype=np.int32), _byte_lengths(text, offsets), bos)
+
+
+def _byte_lengths(text: str, offsets: Sequence[tuple[int, int]]) -> TokenIds:
+    """Return the UTF-8 bytes that each token adds, from where its characters end in `text`."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    bytes_before = np.concatenate([[0], np.cumsum(widths)])
+    ends = np.maximum.accumulate(bytes_before[np.asarray([end for _, end in offsets], dtype=np.int64)])
+    return np.diff(ends, prepend=0).astype(np.int32)
 
 
 def _default_text(source: ModelSource | None, notify: Notify) -> Text:

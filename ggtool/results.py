@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ggtool.errors import OutputError
@@ -25,17 +26,54 @@ SCHEMA = 1
 class Perplexity:
     """Perplexity of one token stream under one named protocol; `docs/method.md` defines each number.
 
-    `ppl_stderr` is the standard error of `ppl`, by the delta method from the spread of token NLLs
-    (nats). `n_tokens` counts scored targets, not tokens read.
+    A *_stderr is the standard error of the number it is named after, by the delta method from the spread of
+    token losses (nll, nats). n_tokens, n_words and n_bytes count what was scored, not what was read.
     """
 
     ppl: float
     ppl_stderr: float
+    word_ppl: float
+    word_ppl_stderr: float
+    byte_ppl: float
+    byte_ppl_stderr: float
+    bits_per_byte: float
     nll: float
     n_tokens: int
+    n_words: float
+    n_bytes: int
     n_chunks: int
     n_ctx: int
+    stride: int
     protocol: str
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Distance of a format's predictions from a reference's on the scored tokens of Perplexity.
+
+    kld in nats; delta_p and same_top are fractions; ppl_ratio is ppl / reference ppl, its error from the
+    paired losses. `reference` is the reference's format, reference_sha256 its artifact.
+    """
+
+    reference: str
+    reference_sha256: str
+    n_tokens: int
+    kld_mean: float
+    kld_stderr: float
+    kld_median: float
+    kld_p90: float
+    kld_p95: float
+    kld_p99: float
+    kld_p999: float
+    kld_max: float
+    delta_p_mean: float
+    delta_p_rms: float
+    delta_p_rms_stderr: float
+    same_top: float
+    same_top_stderr: float
+    ppl_ratio: float
+    ppl_ratio_stderr: float
+    ppl_reference: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +140,7 @@ class EvalRecord:
     text_sha256: str
     tokens_sha256: str
     perplexity: Perplexity | None
+    divergence: Divergence | None
     speed: Speed | None
     memory: MemoryUsage | None
     environment: Mapping[str, str]
@@ -116,14 +155,19 @@ class EvalRecord:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalRecord:
         """Rebuild a record from parsed JSON; unknown keys raise TypeError, as a newer schema should."""
-        parts = {"perplexity": Perplexity, "speed": Speed, "memory": MemoryUsage}
-        fields = dict(data)
-        for name, part in parts.items():
-            if fields[name] is not None:
-                fields[name] = part(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()}
-                )
-        return cls(**fields)
+        return cls(**{name: part_from_dict(name, value) for name, value in data.items()})
+
+
+def part_from_dict(name: str, value: Any) -> Any:
+    """Rebuild one field of a record from parsed JSON: a part becomes its dataclass, the rest stays as it is."""
+    if name not in PARTS or value is None:
+        return value
+    return PARTS[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
+
+
+PARTS: Mapping[str, type] = MappingProxyType(
+    {"perplexity": Perplexity, "divergence": Divergence, "speed": Speed, "memory": MemoryUsage}
+)
 
 
 class ResultStore:

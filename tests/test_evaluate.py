@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tiny_models import TEXT
 
 from ggtool.errors import UsageError
-from ggtool.evaluate import Request, evaluate, plan
+from ggtool.evaluate import evaluate
+from ggtool.plan import Request, plan
 from ggtool.results import EvalRecord
-from tests.tiny_models import TEXT
 
 FORMATS = ("hf-fp32", "scratch-int8", "bnb-nf4", "gguf-f32", "gguf-q4_0")
 
@@ -29,8 +30,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def request_(tiny_gpt2: Path, corpus: Path) -> Request:
     return Request(
-        FORMATS,
-        str(tiny_gpt2),
+        backends=FORMATS,
+        model=str(tiny_gpt2),
         corpus=str(corpus),
         n_ctx=64,
         n_chunks=6,
@@ -69,6 +70,19 @@ def test_two_runtimes_agree_on_the_same_weights(records: dict[str, EvalRecord]) 
     assert math.isclose(ours.ppl_stderr, theirs.ppl_stderr, rel_tol=1e-2)
 
 
+def test_distance_from_the_reference_is_what_the_formats_are(records: dict[str, EvalRecord]) -> None:
+    assert records["hf-fp32"].divergence is None  # it is the reference
+    kld = {name: record.divergence.kld_mean for name, record in records.items() if record.divergence}
+    assert abs(kld["gguf-f32"]) < 1e-5  # two runtimes, the same weights
+    assert kld["gguf-f32"] < kld["scratch-int8"] < kld["gguf-q4_0"]
+    assert kld["scratch-int8"] < kld["bnb-nf4"]
+    ours, nf4 = records["bnb-nf4"].perplexity, records["bnb-nf4"].divergence
+    assert ours is not None
+    assert nf4 is not None
+    assert nf4.reference == "hf-fp32"
+    assert math.isclose(nf4.ppl_reference * nf4.ppl_ratio, ours.ppl, rel_tol=1e-9)
+
+
 def test_every_format_had_the_same_tokens(records: dict[str, EvalRecord]) -> None:
     assert len({(record.tokens_sha256, record.text_sha256) for record in records.values()}) == 1
 
@@ -103,7 +117,9 @@ def test_a_gguf_path_alone_brings_its_own_tokenizer(
 
     path = tmp_path / "own.gguf"
     convert(from_folder(tiny_gpt2), [find_qtype("f32")], lambda _: path)
-    request = Request([str(path)], corpus=str(corpus), n_ctx=64, n_chunks=6, device="cpu", repetitions=1)
+    request = Request(
+        backends=[str(path)], corpus=str(corpus), n_ctx=64, n_chunks=6, device="cpu", repetitions=1
+    )
     (record,) = evaluate(plan(request, ignore, ignore), ignore)
     assert record.format == "gguf-f32"
     assert record.tokens_sha256 == records["gguf-f32"].tokens_sha256
@@ -115,7 +131,7 @@ def test_a_broken_format_is_a_failed_row_and_the_rest_goes_on(request_: Request,
     broken = replace(what.targets[0], path=tmp_path / "gone")
     records = list(evaluate(replace(what, targets=(broken, what.targets[1])), ignore))
     assert records[0].perplexity is None
-    assert records[0].failure.startswith("perplexity: ")
+    assert records[0].failure.startswith("quality: ")
     assert records[1].failure == ""
 
 
@@ -133,7 +149,7 @@ def test_other_tokens_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path)
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     path = tmp_path / "other.gguf"
     convert(from_folder(other), [find_qtype("q8_0")], lambda _: path)
-    request = Request([str(path)], str(tiny_gpt2), corpus=str(corpus), n_ctx=64, device="cpu")
+    request = Request(backends=[str(path)], model=str(tiny_gpt2), corpus=str(corpus), n_ctx=64, device="cpu")
     (record,) = evaluate(plan(request, ignore, ignore), ignore)
     assert "other token ids" in record.failure
     assert record.perplexity is None

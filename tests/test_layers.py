@@ -11,7 +11,7 @@ LAYERS = {
     0: {"", "errors", "formats", "results", "atomic", "environment", "cache"},
     1: {"checkpoint", "source", "artifact", "corpus", "quantizers.__init__", "backends.__init__"},
     2: {"convert", "quantizers", "kernels", "backends", "metrics"},
-    3: {"evaluate", "worker"},
+    3: {"job", "measure", "worker", "plan", "evaluate"},
     4: {"report", "chat"},
     5: {"cli", "commands", "__main__"},
 }

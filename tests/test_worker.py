@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from ggtool import worker
+from ggtool.corpus import Tokens
 from ggtool.errors import MeasureError
 from ggtool.formats import FORMATS
+from ggtool.job import Job
 
 BACKEND = """
 import os, signal, sys, time
@@ -43,24 +45,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         )
         root = Path(__file__).parent.parent
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
-        ids = tmp_path / "ids.npy"
-        np.save(ids, np.arange(64, dtype=np.int32) % 8)
+        ids = tmp_path / "ids.npz"
+        Tokens(np.arange(64, dtype=np.int32) % 8, np.ones(64, np.int32), None).save(ids)
         settings = {
-            "task": "perplexity",
+            "task": "quality",
             "format": dataclasses.asdict(FORMATS["hf-fp32"]),
             "path": str(tmp_path),
             "tokens": str(ids),
-            "text": "",
-            "bos": None,
             "n_ctx": 16,
-            "n_chunks": 0,
-            "threads": 1,
-            "device": "cpu",
-            "repetitions": 1,
+            "words_per_byte": 0.25,
         }
         seen = []
         timeout_s = changes.pop("timeout_s", None)
-        outcome = worker.run(worker.Job(**settings | changes), lambda *step: seen.append(step), timeout_s)
+        outcome = worker.run(Job(**settings | changes), lambda *step: seen.append(step), timeout_s)
         return outcome, seen
 
     return start
@@ -68,7 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_healthy_child_answers_and_tells_its_progress(run) -> None:
     outcome, seen = run("print('noise on stdout', flush=True)")
-    assert outcome.numbers["ppl"] == pytest.approx(8.0)
+    assert outcome.numbers["perplexity"]["ppl"] == pytest.approx(8.0)
     assert outcome.footprint["weights_bytes"] == 80
     assert "torch" in outcome.versions
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]

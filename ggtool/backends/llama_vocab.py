@@ -145,7 +145,9 @@ def tokenize_with(path: Path, text: str) -> Tokens:
                 f"{path} ends a text with a token; perplexity by chunks is not defined for it."
             )
         ids = vocabulary.tokenize(text, add_special=True)
-        return Tokens(np.asarray(ids, np.int32), vocabulary.bos if vocabulary.add_bos else None)
+        n_bytes = [len(vocabulary.piece(token)) for token in ids]
+        bos = vocabulary.bos if vocabulary.add_bos else None
+        return Tokens(np.asarray(ids, np.int32), np.asarray(n_bytes, np.int32), bos)
 
 
 def _token_or_none(token: int) -> int | None:

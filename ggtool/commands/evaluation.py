@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ggtool.commands.console import notifier, progress_bar, stderr, stdout
 from ggtool.errors import MeasureError
-from ggtool.evaluate import Request, Target, evaluate, plan
+from ggtool.evaluate import evaluate
+from ggtool.plan import Request, Target, plan
 from ggtool.report.table import eval_table
 from ggtool.results import EvalRecord, ResultStore
 

@@ -1,78 +1,79 @@
-"""Perplexity of a token stream by llama-perplexity's method, on any backend.
+"""Perplexity of a token stream on any backend, by any protocol of `ggtool.metrics.windows`.
 
-Protocol `llama`: disjoint chunks of n_ctx tokens, the tail dropped, an empty KV cache for each; a chunk's
-first token is replaced by BOS where the vocabulary asks for it. The logits at positions n_ctx/2 to n_ctx-2
-are scored on the token that follows each, so every scored token has at least n_ctx/2 tokens of context.
-ppl = exp(mean nll); its standard error is ppl * sqrt(var(nll) / (n - 1)), tokens taken as independent.
-Source: tools/perplexity/perplexity.cpp of llama.cpp at the commit in vendor/llama.cpp/PIN.
+The loss of a token is -log softmax in nats; ppl = exp(mean loss), and its standard error is
+ppl * sqrt(var(loss) / (n - 1)), tokens taken as independent: llama-perplexity's formulas, in
+tools/perplexity/perplexity.cpp of llama.cpp at the commit in vendor/llama.cpp/PIN.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ggtool.backends import Backend, Logits
-from ggtool.errors import MeasureError, UsageError
+from ggtool.errors import MeasureError
+from ggtool.metrics.windows import Window
 from ggtool.results import Perplexity
 
-PROTOCOL = "llama"
 # Rows of logits worked on at once: a few MB even for a vocabulary of 250,000, so that they stay in cache.
-_ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 16
 
 Losses = npt.NDArray[np.float64]
+TokenIds = npt.NDArray[np.int32]
 Progress = Callable[[int, int], None]
 
 
-def perplexity(
+@dataclass(frozen=True)
+class Scored:
+    """What was scored, by which protocol. n_words is the text's words a byte, times n_bytes; see docs/method.md."""
+
+    protocol: str
+    n_ctx: int
+    stride: int
+    n_chunks: int
+    n_bytes: int
+    n_words: float
+
+
+def token_losses(
     backend: Backend,
-    tokens: npt.NDArray[np.int32],
+    tokens: TokenIds,
+    windows: Sequence[Window],
     *,
-    n_ctx: int,
-    n_chunks: int = 0,
     bos: int | None = None,
     progress: Progress = lambda done, total: None,
-) -> Perplexity:
-    """Score `tokens` (n,) in `n_chunks` chunks of `n_ctx` (0: all there are).
+) -> Losses:
+    """Return the loss in nats of every scored token of `tokens` (n,), in order.
 
-    Raises UsageError when the text is too short, MeasureError when a logit is not finite.
+    bos replaces the first token of each window. Raises MeasureError when a logit is not finite.
     """
-    total = count_chunks(len(tokens), n_ctx, n_chunks)
-    losses = np.empty((total, n_ctx - n_ctx // 2 - 1))
-    for index, chunk in enumerate(_chunks(tokens, n_ctx, total, bos)):
-        first = n_ctx // 2
-        logits = backend.logits(chunk.tolist(), first)[:-1]
-        losses[index] = token_losses(logits, chunk[first + 1 :])
-        progress(index + 1, total)
-    return summarize(losses.ravel(), n_chunks=total, n_ctx=n_ctx)
+    losses = []
+    for index, window in enumerate(windows):
+        ids = window_ids(tokens, window, bos)
+        logits = backend.logits(ids[:-1].tolist(), window.first - 1)
+        losses.append(negative_log_likelihood(logits, ids[window.first :]))
+        progress(index + 1, len(windows))
+    return np.concatenate(losses)
 
 
-def count_chunks(n_tokens: int, n_ctx: int, n_chunks: int) -> int:
-    """Return how many chunks will be scored; UsageError when fewer than two fit, as in llama-perplexity."""
-    if n_ctx < 4:
-        raise UsageError(f"--n-ctx {n_ctx} leaves nothing to score; 512 is the usual choice.")
-    available = n_tokens // n_ctx
-    if available < 2:
-        raise UsageError(
-            f"the corpus has {n_tokens} tokens and {2 * n_ctx} are needed; take a longer text or a smaller --n-ctx."
-        )
-    return min(n_chunks, available) if n_chunks > 0 else available
+def window_ids(tokens: TokenIds, window: Window, bos: int | None) -> TokenIds:
+    """Return the ids of a window, with `bos` in place of the first where there is one."""
+    ids = np.array(tokens[window.begin : window.end])
+    if bos is not None:
+        ids[0] = bos
+    return ids
 
 
-def token_losses(logits: Logits, targets: npt.NDArray[np.int32]) -> Losses:
-    """Return the negative log-likelihood in nats (n,) of `targets` (n,) under `logits` (n, n_vocab)."""
+def negative_log_likelihood(logits: Logits, targets: TokenIds) -> Losses:
+    """Return -log softmax in nats (n,) of `targets` (n,) under `logits` (n, n_vocab)."""
     losses = np.empty(len(targets))
-    for start in range(0, len(targets), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        block = logits[rows]
-        peak = block.max(axis=1, keepdims=True)
-        # Sums of up to 250,000 float32 terms are added in float64, as llama-perplexity does.
-        total = np.exp(block - peak).sum(axis=1, dtype=np.float64)
-        chosen = np.take_along_axis(block, targets[rows, None], axis=1)
-        losses[rows] = np.log(total) - (chosen - peak)[:, 0]
+    for start in range(0, len(targets), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        losses[rows] = Softmax(logits[rows]).losses(targets[rows])
     if not np.isfinite(losses).all():
         raise MeasureError(
             "the model gave a logit that is not finite; no perplexity can be computed from it."
@@ -80,19 +81,52 @@ def token_losses(logits: Logits, targets: npt.NDArray[np.int32]) -> Losses:
     return losses
 
 
-def summarize(losses: Losses, *, n_chunks: int, n_ctx: int) -> Perplexity:
-    """Turn token losses in nats into a perplexity with its standard error."""
+class Softmax:
+    """The softmax of a few rows of logits (n, n_vocab), in the parts that losses and divergences are made of.
+
+    shifted: logits less their row's largest, float32. weights: exp(shifted). total: the rows' sums of weights
+    (n,), added in float64 as llama-perplexity does, for they have up to 250,000 terms.
+    """
+
+    def __init__(self, logits: Logits) -> None:
+        self.shifted: Logits = logits - logits.max(axis=1, keepdims=True)
+        self.weights: Logits = np.exp(self.shifted)
+        self.total: Losses = self.weights.sum(axis=1, dtype=np.float64)
+
+    def losses(self, targets: TokenIds) -> Losses:
+        """Return -log softmax (n,) at `targets` (n,)."""
+        chosen = np.take_along_axis(self.shifted, targets[:, None], axis=1)[:, 0]
+        result: Losses = np.log(self.total) - chosen
+        return result
+
+
+def summarize(losses: Losses, scored: Scored) -> Perplexity:
+    """Turn token losses in nats into perplexities a token, a word and a byte, each with its standard error."""
     mean = float(losses.mean())
-    ppl = math.exp(mean)
-    stderr = ppl * math.sqrt(float(losses.var()) / (len(losses) - 1))
-    return Perplexity(ppl, stderr, mean, len(losses), n_chunks, n_ctx, PROTOCOL)
+    error = math.sqrt(float(losses.var()) / (len(losses) - 1))
 
+    def per(units: float) -> tuple[float, float]:
+        scale = len(losses) / units  # tokens in a unit
+        value = math.exp(mean * scale)
+        return value, value * error * scale
 
-def _chunks(
-    tokens: npt.NDArray[np.int32], n_ctx: int, total: int, bos: int | None
-) -> Iterator[npt.NDArray[np.int32]]:
-    for index in range(total):
-        chunk = np.array(tokens[index * n_ctx : (index + 1) * n_ctx])
-        if bos is not None:
-            chunk[0] = bos
-        yield chunk
+    ppl, ppl_stderr = per(len(losses))
+    word_ppl, word_ppl_stderr = per(scored.n_words)
+    byte_ppl, byte_ppl_stderr = per(scored.n_bytes)
+    return Perplexity(
+        ppl=ppl,
+        ppl_stderr=ppl_stderr,
+        word_ppl=word_ppl,
+        word_ppl_stderr=word_ppl_stderr,
+        byte_ppl=byte_ppl,
+        byte_ppl_stderr=byte_ppl_stderr,
+        bits_per_byte=math.log2(byte_ppl),
+        nll=mean,
+        n_tokens=len(losses),
+        n_words=scored.n_words,
+        n_bytes=scored.n_bytes,
+        n_chunks=scored.n_chunks,
+        n_ctx=scored.n_ctx,
+        stride=scored.stride,
+        protocol=scored.protocol,
+    )

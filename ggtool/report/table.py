@@ -40,6 +40,7 @@ def _cells(record: EvalRecord, n_columns: int) -> list[str]:
     ppl, speed, memory = record.perplexity, record.speed, record.memory
     cells = [record.format]
     cells += [f"{ppl.ppl:.4f}", f"{ppl.ppl_stderr:.4f}"] if ppl else [_NONE] * 2
+    cells += _compared(record)
     cells += [f"{record.model_size / _MIB:.2f}", f"{record.bpw:.3f}"] if record.model_size else [_NONE] * 2
     cells += (
         [f"{speed.pp_ts:.0f}", f"{speed.tg_ts:.1f}", f"{speed.ttft_s * 1000:.1f}", f"{speed.load_s:.2f}"]
@@ -54,6 +55,11 @@ def _cells(record: EvalRecord, n_columns: int) -> list[str]:
     return cells
 
 
+def _compared(record: EvalRecord) -> list[str]:
+    far = record.divergence
+    return [f"{far.kld_mean:.5f}", f"{100 * far.same_top:.2f}"] if far else [_NONE] * 2
+
+
 def _caption(records: Sequence[EvalRecord]) -> str:
     """Say once what holds for every row: model, text, method, where it ran."""
     lines = []
@@ -61,10 +67,12 @@ def _caption(records: Sequence[EvalRecord]) -> str:
     if measured and measured.perplexity:
         ppl = measured.perplexity
         lines.append(
-            f"{measured.model} on {measured.corpus}: {ppl.n_chunks} chunks of {ppl.n_ctx}, {ppl.n_tokens} tokens "
-            f"scored (second half of each chunk), {measured.environment['device']}, "
-            f"{measured.environment['threads']} threads"
+            f"{measured.model} on {measured.corpus}: protocol {ppl.protocol}, {ppl.n_chunks} chunks of {ppl.n_ctx}, "
+            f"{ppl.n_tokens} tokens scored; {measured.environment['device']}, {measured.environment['threads']} threads"
         )
+    compared = next((record.divergence for record in records if record.divergence), None)
+    if compared:
+        lines.append(f"KLD (mean, nats) and same top: against {compared.reference} on the same tokens")
     timed = next((record.speed for record in records if record.speed), None)
     if timed:
         lines.append(

@@ -27,9 +27,7 @@ def test_plain_draws_follow_the_softmax():
     counts = draws(PLAIN, 4000)
     for token, probability in enumerate(LOGITS.exp().tolist()):
         # Five standard deviations of a binomial count.
-        assert (
-            abs(counts[token] - 4000 * probability) < 5 * (4000 * probability * (1 - probability)) ** 0.5
-        )
+        assert abs(counts[token] - 4000 * probability) < 5 * (4000 * probability * (1 - probability)) ** 0.5
 
 
 @pytest.mark.parametrize(

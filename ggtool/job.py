@@ -1,0 +1,45 @@
+"""The two things that cross the border to a measuring child: a Job on the way in, an Outcome on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Task = Literal["tokenize", "quality", "speed", "memory"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a child needs to know. Paths are absolute; formats are the fields of a Format.
+
+    tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize.
+    text: a file to tokenize with the GGUF's own vocabulary and compare with `tokens`; empty to skip.
+    reference_format, reference_path: the model that predictions are compared with; None to skip.
+    """
+
+    task: Task
+    format: Mapping[str, Any]
+    path: str
+    tokens: str
+    text: str = ""
+    n_ctx: int = 0
+    threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    protocol: str = "llama"
+    stride: int = 0
+    n_chunks: int = 0
+    words_per_byte: float = 0.0
+    reference_format: Mapping[str, Any] | None = None
+    reference_path: str = ""
+    reference_sha256: str = ""
+    repetitions: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a child measured: parts of a record by name, the model's footprint, the versions that ran."""
+
+    numbers: dict[str, Any]
+    footprint: dict[str, Any]
+    versions: dict[str, str]

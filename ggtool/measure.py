@@ -1,0 +1,129 @@
+"""What a child does with its Job: open the model, run one metric, say what was measured.
+
+Imported in children alone: the parent stays small and no library can take it down.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ggtool.backends import RUNTIMES, Backend, LoadOptions, open_backend
+from ggtool.corpus import Tokens
+from ggtool.errors import MeasureError
+from ggtool.formats import Format
+from ggtool.job import Job, Outcome
+from ggtool.metrics import divergence, memory, perplexity, speed
+from ggtool.metrics.perplexity import Scored
+from ggtool.metrics.windows import Window, cut
+
+Progress = Callable[[int, int], None]
+
+
+def measure(job: Job, progress: Progress) -> Outcome:
+    """Do `job`; raises what the backend and the metric raise."""
+    runtime = _runtime(Format(**job.format))
+    if job.task == "tokenize":
+        return _tokenize(runtime, job)
+    tokens = Tokens.load(Path(job.tokens))
+    if job.task == "quality":
+        _check_vocabulary(runtime, job, tokens)
+        return _quality(runtime, job, tokens, progress)
+    meter = memory.PeakMeter()
+    started = time.perf_counter()
+    with closing(_open(job, job.format, job.path)) as backend:
+        load_s = time.perf_counter() - started
+        meter.loaded()
+        if job.task == "memory":
+            memory.exercise(backend, tokens.ids.tolist(), progress)
+            numbers = {"memory": asdict(meter.finish(backend))}
+        else:
+            numbers = {"speed": asdict(_speed(job, backend, tokens, load_s, progress))}
+        return _outcome(numbers, backend, runtime)
+
+
+def _quality(runtime: Any, job: Job, tokens: Tokens, progress: Progress) -> Outcome:
+    windows = cut(job.protocol, len(tokens.ids), job.n_ctx, n_chunks=job.n_chunks, stride=job.stride)
+    scored = _scored(job, tokens, windows)
+    with closing(_open(job, job.format, job.path)) as backend:
+        if job.reference_format is None:
+            losses = perplexity.token_losses(backend, tokens.ids, windows, bos=tokens.bos, progress=progress)
+            numbers = {"perplexity": asdict(perplexity.summarize(losses, scored))}
+            return _outcome(numbers, backend, runtime)
+        with closing(_open(job, job.reference_format, job.reference_path)) as reference:
+            result = divergence.compare(
+                backend, reference, tokens.ids, windows, bos=tokens.bos, progress=progress
+            )
+        summary = divergence.summarize(
+            result, reference=Format(**job.reference_format).backend, reference_sha256=job.reference_sha256
+        )
+        numbers = {
+            "perplexity": asdict(perplexity.summarize(result.loss, scored)),
+            "divergence": asdict(summary),
+        }
+        return _outcome(numbers, backend, runtime)
+
+
+def _scored(job: Job, tokens: Tokens, windows: list[Window]) -> Scored:
+    n_bytes = sum(int(tokens.n_bytes[w.begin + w.first : w.end].sum()) for w in windows)
+    return Scored(
+        protocol=job.protocol,
+        n_ctx=job.n_ctx,
+        stride=job.stride,
+        n_chunks=len(windows),
+        n_bytes=n_bytes,
+        n_words=n_bytes * job.words_per_byte,
+    )
+
+
+def _speed(job: Job, backend: Backend, tokens: Tokens, load_s: float, progress: Progress) -> Any:
+    pp_tokens, tg_tokens = speed.lengths(backend.n_ctx)
+    return speed.speed(
+        backend,
+        tokens.ids.tolist(),
+        load_s=load_s,
+        threads=job.threads,
+        pp_tokens=pp_tokens,
+        tg_tokens=tg_tokens,
+        repetitions=job.repetitions,
+        progress=progress,
+    )
+
+
+def _open(job: Job, fmt: Any, path: str) -> Backend:
+    _runtime(Format(**fmt))  # its import is no part of a load time
+    return open_backend(Format(**fmt), Path(path), LoadOptions(job.n_ctx, job.threads, job.device))
+
+
+def _runtime(fmt: Format) -> Any:
+    return importlib.import_module(RUNTIMES[fmt.runtime].partition(":")[0])
+
+
+def _outcome(numbers: dict[str, Any], backend: Backend, runtime: Any) -> Outcome:
+    return Outcome(numbers, asdict(backend.footprint()), dict(runtime.runtime_versions()))
+
+
+def _tokenize(runtime: Any, job: Job) -> Outcome:
+    runtime.tokenize_with(Path(job.path), Path(job.text).read_bytes().decode()).save(Path(job.tokens))
+    return Outcome({}, {}, {})
+
+
+def _check_vocabulary(runtime: Any, job: Job, tokens: Tokens) -> None:
+    """Refuse a GGUF whose own vocabulary would have made other ids of the text."""
+    if not job.text:
+        return
+    made = runtime.tokenize_with(Path(job.path), Path(job.text).read_bytes().decode())
+    own, expected = made.ids.tolist(), tokens.ids.tolist()
+    if own == expected and made.bos == tokens.bos:
+        return
+    shorter = min(len(own), len(expected))
+    at = next((i for i in range(shorter) if own[i] != expected[i]), shorter)
+    raise MeasureError(
+        f"the GGUF's vocabulary gives other token ids than the checkpoint's tokenizer (first at token {at} of "
+        f"{len(expected)}); numbers on different tokens cannot be compared. Convert the model again."
+    )
