@@ -216,6 +216,20 @@ def eval_(
         int, typer.Option("--chunks", min=0, help="Chunks to score; 0 takes the whole text.")
     ] = 40,
     n_ctx: Annotated[int, typer.Option("--n-ctx", "-c", min=4, help="Tokens in a chunk.")] = 512,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="How the text is cut and scored: llama, full or hf-stride.")
+    ] = "llama",
+    stride: Annotated[
+        int, typer.Option("--stride", min=0, help="Step of hf-stride in tokens; 0 is half of --n-ctx.")
+    ] = 0,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            help="What predictions are compared with: a format, a .gguf path, or none. Default: hf-fp32.",
+            show_default=False,
+        ),
+    ] = None,
     repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Timed rounds after warm-up.")] = 5,
     timeout: Annotated[
         float | None,
@@ -241,20 +255,23 @@ def eval_(
     Example: [bold]ggtool eval --model ./my-gpt2 --backend hf-fp32,scratch-int8,bnb-nf4,gguf-q4_k_m[/bold]
     """
     from ggtool.commands.evaluation import run
-    from ggtool.evaluate import Request
     from ggtool.formats import split_list
+    from ggtool.plan import Request
 
     request = Request(
-        split_list(backend),
-        model,
-        revision,
-        corpus,
-        n_ctx,
-        chunks,
-        device,
-        _threads(threads),
-        repetitions,
-        timeout,
+        backends=split_list(backend),
+        model=model,
+        revision=revision,
+        corpus=corpus,
+        protocol=protocol.lower(),
+        n_ctx=n_ctx,
+        stride=stride,
+        n_chunks=chunks,
+        reference=reference,
+        device=device,
+        threads=_threads(threads),
+        repetitions=repetitions,
+        timeout_s=timeout,
     )
     run(request, out, as_json=json_, quiet=quiet)
 
