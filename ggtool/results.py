@@ -27,13 +27,13 @@ class Perplexity:
     """Perplexity of one token stream under one named protocol; `docs/method.md` defines each number.
 
     A *_stderr is the standard error of the number it is named after, by the delta method from the spread of
-    token losses (nll, nats). n_tokens, n_words and n_bytes count what was scored, not what was read.
+    token losses (nll, nats). word_ppl is None for a text whose words no blanks divide. n_tokens, n_words and n_bytes count what was scored, not what was read.
     """
 
     ppl: float
     ppl_stderr: float
-    word_ppl: float
-    word_ppl_stderr: float
+    word_ppl: float | None
+    word_ppl_stderr: float | None
     byte_ppl: float
     byte_ppl_stderr: float
     bits_per_byte: float

@@ -21,6 +21,7 @@ from ggtool.results import Perplexity
 
 # Rows of logits worked on at once: a few MB even for a vocabulary of 250,000, so that they stay in cache.
 ROWS_AT_ONCE = 16
+_LARGEST_EXPONENT = 100.0
 
 Losses = npt.NDArray[np.float64]
 TokenIds = npt.NDArray[np.int32]
@@ -105,21 +106,19 @@ def summarize(losses: Losses, scored: Scored) -> Perplexity:
     mean = float(losses.mean())
     error = math.sqrt(float(losses.var()) / (len(losses) - 1))
 
-    def per(units: float) -> tuple[float, float]:
-        scale = len(losses) / units  # tokens in a unit
-        value = math.exp(mean * scale)
-        return value, value * error * scale
-
-    ppl, ppl_stderr = per(len(losses))
-    word_ppl, word_ppl_stderr = per(scored.n_words)
-    byte_ppl, byte_ppl_stderr = per(scored.n_bytes)
+    ppl = math.exp(mean)
+    tokens_per_byte = len(losses) / scored.n_bytes
+    byte_ppl = math.exp(mean * tokens_per_byte)
+    tokens_per_word = len(losses) / scored.n_words
+    # A script without spaces has "words" of a page each: no float holds their perplexity, and it says nothing.
+    word_ppl = math.exp(mean * tokens_per_word) if mean * tokens_per_word < _LARGEST_EXPONENT else None
     return Perplexity(
         ppl=ppl,
-        ppl_stderr=ppl_stderr,
+        ppl_stderr=ppl * error,
         word_ppl=word_ppl,
-        word_ppl_stderr=word_ppl_stderr,
+        word_ppl_stderr=None if word_ppl is None else word_ppl * error * tokens_per_word,
         byte_ppl=byte_ppl,
-        byte_ppl_stderr=byte_ppl_stderr,
+        byte_ppl_stderr=byte_ppl * error * tokens_per_byte,
         bits_per_byte=math.log2(byte_ppl),
         nll=mean,
         n_tokens=len(losses),

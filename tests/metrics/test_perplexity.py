@@ -44,6 +44,13 @@ def test_a_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
     assert np.allclose(ours, math.log(VOCAB))
 
 
+def test_words_of_a_page_each_have_no_perplexity() -> None:
+    result = summarize(np.full(1000, 4.0), Scored("llama", 64, 0, 1, n_bytes=3000, n_words=2.0))
+    assert result.word_ppl is None
+    assert result.word_ppl_stderr is None
+    assert math.isclose(result.byte_ppl, math.exp(4 / 3))
+
+
 def test_bos_replaces_the_first_token_of_every_chunk() -> None:
     backend, tokens = TableBackend(), token_stream(128)
     token_losses(backend, tokens, cut("llama", 128, 64), bos=5)
