@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Float32 bytes of codes widened at once. Small enough for a last-level cache, large enough that starting the
-# threads for each panel costs little: 1 MiB panels took twice as long for one token, whole matrices no less.
+# threads for each panel costs little: for one token, 1 MiB and whole matrices both took twice as long.
 PANEL_BYTES = 4 << 20
 
 

@@ -57,6 +57,12 @@ def test_the_temperature_comes_after_the_cuts():
     assert set(draws(replace(PLAIN, temperature=1000.0, min_p=0.25))) == {0, 1, 2}
 
 
+def test_the_temperature_divides_the_logits():
+    # At 0.5 the odds of the first two are squared: 0.25 to 0.09.
+    counts = draws(replace(PLAIN, temperature=0.5, top_k=2), 4000)
+    assert counts[0] / 4000 == pytest.approx(0.25 / 0.34, abs=0.035)  # five standard deviations
+
+
 def test_temperature_zero_takes_the_likeliest():
     assert draws(replace(PLAIN, temperature=0.0), 3) == {0: 3}
 
@@ -66,7 +72,9 @@ def test_the_penalty_divides_what_is_above_zero_and_multiplies_what_is_below():
     row = torch.tensor([3.0, 1.4, -1.0, -1.5])
     assert sampler.choose(row) == 0
     assert row.tolist() == pytest.approx([1.5, 1.4, -2.0, -1.5])
+    # Token 0 was chosen and token 1 was not: 2.0 falls to 1.0, below 1.4. Then 1 is remembered as well.
     assert sampler.choose(torch.tensor([2.0, 1.4, 0.0, 0.0])) == 1
+    assert sampler.choose(torch.tensor([2.0, 1.4, 0.0, 0.9])) == 0
 
 
 def test_the_penalty_forgets_after_64_tokens():

@@ -73,6 +73,12 @@ def test_one_huge_weight_costs_its_own_row_only():
     assert (restored[1] - weight[1]).abs().max() < 0.02
 
 
+def test_a_scale_that_underflows_does_not_wrap_around():
+    # 190 of float32's smallest steps: the scale rounds down to one step, and 190 is no int8.
+    row = torch.tensor([[190 * 2.0**-149, -190 * 2.0**-149, 2.0**-149, 0.0]])
+    assert INT8.quantize(row).codes.tolist() == [[127, -127, 1, 0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_widened_first(dtype: torch.dtype):
     weight = torch.randn(6, 20).to(dtype)
