@@ -14,6 +14,7 @@ class Job:
     """What a child needs to know. Paths are absolute; formats are the fields of a Format.
 
     tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize.
+    components: the selector of a from-scratch format.
     text: a file to tokenize with the GGUF's own vocabulary and compare with `tokens`; empty to skip.
     reference_format, reference_path: the model that predictions are compared with; None to skip.
     """
@@ -22,6 +23,7 @@ class Job:
     format: Mapping[str, Any]
     path: str
     tokens: str
+    components: str = "all"
     text: str = ""
     n_ctx: int = 0
     threads: int = 1
@@ -32,6 +34,7 @@ class Job:
     words_per_byte: float = 0.0
     reference_format: Mapping[str, Any] | None = None
     reference_path: str = ""
+    reference_components: str = "all"
     reference_sha256: str = ""
     repetitions: int = 1
 

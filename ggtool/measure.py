@@ -21,6 +21,7 @@ from ggtool.job import Job, Outcome
 from ggtool.metrics import divergence, memory, perplexity, speed
 from ggtool.metrics.perplexity import Scored
 from ggtool.metrics.windows import Window, cut
+from ggtool.results import label
 
 Progress = Callable[[int, int], None]
 
@@ -36,7 +37,7 @@ def measure(job: Job, progress: Progress) -> Outcome:
         return _quality(runtime, job, tokens, progress)
     meter = memory.PeakMeter()
     started = time.perf_counter()
-    with closing(_open(job, job.format, job.path)) as backend:
+    with closing(_open(job, job.format, job.path, job.components)) as backend:
         load_s = time.perf_counter() - started
         meter.loaded()
         if job.task == "memory":
@@ -50,17 +51,21 @@ def measure(job: Job, progress: Progress) -> Outcome:
 def _quality(runtime: Any, job: Job, tokens: Tokens, progress: Progress) -> Outcome:
     windows = cut(job.protocol, len(tokens.ids), job.n_ctx, n_chunks=job.n_chunks, stride=job.stride)
     scored = _scored(job, tokens, windows)
-    with closing(_open(job, job.format, job.path)) as backend:
+    with closing(_open(job, job.format, job.path, job.components)) as backend:
         if job.reference_format is None:
             losses = perplexity.token_losses(backend, tokens.ids, windows, bos=tokens.bos, progress=progress)
             numbers = {"perplexity": asdict(perplexity.summarize(losses, scored))}
             return _outcome(numbers, backend, runtime)
-        with closing(_open(job, job.reference_format, job.reference_path)) as reference:
+        with closing(
+            _open(job, job.reference_format, job.reference_path, job.reference_components)
+        ) as reference:
             result = divergence.compare(
                 backend, reference, tokens.ids, windows, bos=tokens.bos, progress=progress
             )
         summary = divergence.summarize(
-            result, reference=Format(**job.reference_format).backend, reference_sha256=job.reference_sha256
+            result,
+            reference=label(Format(**job.reference_format).backend, job.reference_components),
+            reference_sha256=job.reference_sha256,
         )
         numbers = {
             "perplexity": asdict(perplexity.summarize(result.loss, scored)),
@@ -95,9 +100,10 @@ def _speed(job: Job, backend: Backend, tokens: Tokens, load_s: float, progress: 
     )
 
 
-def _open(job: Job, fmt: Any, path: str) -> Backend:
+def _open(job: Job, fmt: Any, path: str, components: str) -> Backend:
     _runtime(Format(**fmt))  # its import is no part of a load time
-    return open_backend(Format(**fmt), Path(path), LoadOptions(job.n_ctx, job.threads, job.device))
+    options = LoadOptions(job.n_ctx, job.threads, job.device, components)
+    return open_backend(Format(**fmt), Path(path), options)
 
 
 def _runtime(fmt: Format) -> Any:

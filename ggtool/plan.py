@@ -22,6 +22,8 @@ from ggtool.errors import UsageError
 from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
 from ggtool.job import Job
 from ggtool.metrics.windows import cut
+from ggtool.quantizers.selectors import ALL, check
+from ggtool.results import label
 from ggtool.source import ModelSource, Notify, resolve
 
 DEFAULT_N_CTX = 512
@@ -56,14 +58,28 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Spec:
+    """A --backend value, read: a format, or a .gguf file; and the part of the model that is quantized."""
+
+    what: Format | Path
+    components: str = ALL
+
+
+@dataclass(frozen=True)
 class Target:
-    """One format of the model and the files that hold it."""
+    """One format of the model and the files that hold it; `components` is what of it is quantized."""
 
     format: Format
+    components: str
     path: Path
     model: str
     revision: str
     sha256: str
+
+    @property
+    def label(self) -> str:
+        """The name typed after --backend."""
+        return label(self.format.backend, self.components)
 
 
 @dataclass(frozen=True)
@@ -88,10 +104,10 @@ def plan(request: Request, notify: Notify, progress: Progress) -> Plan:
     asked = request.reference
     reference = _parse(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
     everything = specs if reference is None else [*specs, reference]
-    needs_source = request.model is not None or any(isinstance(spec, Format) for spec in everything)
+    needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
     source = resolve(request.model, request.revision, notify) if needs_source else None
     if asked is None and source is not None:
-        reference = find_backend(DEFAULT_REFERENCE)
+        reference = Spec(find_backend(DEFAULT_REFERENCE))
         everything = [*specs, reference]
     text = corpus.load_text(request.corpus, source, notify)
     tokens = corpus.tokenize(text.text, source) if source else _tokenize_with_gguf(specs, text)
@@ -107,25 +123,37 @@ def plan(request: Request, notify: Notify, progress: Progress) -> Plan:
     )
 
 
-def _parse(name: str) -> Format | Path:
-    """Read a --backend value: a format's name, or a .gguf file whose own header says which format it is."""
+def _parse(name: str) -> Spec:
+    """Read a --backend value. Raises UsageError for a format, a file or a selector that there is not."""
     path = Path(name).expanduser()
-    if path.suffix.lower() != ".gguf":
-        return find_backend(name)
-    if not path.is_file():
-        raise UsageError(f"there is no file {name}.")
-    return path
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"there is no file {name}.")
+        return Spec(path)
+    backend, colon, components = name.partition(":")
+    fmt = find_backend(backend)
+    if not colon:
+        return Spec(fmt)
+    if not (fmt.quantizer or "").startswith("scratch-"):
+        raise UsageError(
+            f"{backend} quantizes what its makers decide; parts, as in {name}, are for scratch-* formats."
+        )
+    check(components.lower())
+    return Spec(fmt, components.lower())
 
 
-def _target(spec: Format | Path, source: ModelSource | None, converted: dict[Format, Path]) -> Target:
-    if isinstance(spec, Path):
-        artifact = open_artifact(spec)
-        name, revision = (source.model, source.revision) if source else (spec.stem, "")
-        return Target(_format_of(artifact), spec.resolve(), name, revision, artifact.sha256)
+def _target(spec: Spec, source: ModelSource | None, converted: dict[Format, Path]) -> Target:
+    if isinstance(spec.what, Path):
+        artifact = open_artifact(spec.what)
+        name, revision = (source.model, source.revision) if source else (spec.what.stem, "")
+        path = spec.what.resolve()
+        return Target(_format_of(artifact), spec.components, path, name, revision, artifact.sha256)
     assert source is not None
-    if spec in converted:
-        return Target(spec, converted[spec], source.model, source.revision, file_sha256(converted[spec]))
-    return Target(spec, source.folder.resolve(), source.model, source.revision, source.sha256)
+    if spec.what in converted:
+        path, sha256 = converted[spec.what], file_sha256(converted[spec.what])
+    else:
+        path, sha256 = source.folder.resolve(), source.sha256
+    return Target(spec.what, spec.components, path, source.model, source.revision, sha256)
 
 
 def _format_of(artifact: Artifact) -> Format:
@@ -135,10 +163,11 @@ def _format_of(artifact: Artifact) -> Format:
 
 
 def _converted(
-    source: ModelSource | None, specs: Sequence[Format | Path], threads: int, progress: Progress
+    source: ModelSource | None, specs: Sequence[Spec], threads: int, progress: Progress
 ) -> dict[Format, Path]:
     """Make the GGUF files that the cache does not hold yet, all of them in one pass over the checkpoint."""
-    wanted = [spec for spec in specs if isinstance(spec, Format) and spec.container == "gguf"]
+    formats = [spec.what for spec in specs if isinstance(spec.what, Format)]
+    wanted = [fmt for fmt in formats if fmt.container == "gguf"]
     if source is None or not wanted:
         return {}
     folder = gguf_cache(source.sha256)
@@ -156,9 +185,9 @@ def _converted(
     return paths
 
 
-def _tokenize_with_gguf(specs: Sequence[Format | Path], text: Text) -> Tokens:
+def _tokenize_with_gguf(specs: Sequence[Spec], text: Text) -> Tokens:
     """Tokenize with the vocabulary of the first GGUF file, in a child: native code reads the file."""
-    path = next(spec for spec in specs if isinstance(spec, Path))
+    path = next(spec.what for spec in specs if isinstance(spec.what, Path))
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as folder:
         written, ids = Path(folder) / "text.txt", Path(folder) / "tokens.npz"
         written.write_bytes(text.text.encode())

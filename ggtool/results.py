@@ -148,6 +148,11 @@ class EvalRecord:
     failure: str = ""
     schema: int = SCHEMA
 
+    @property
+    def label(self) -> str:
+        """The format with its selector, as typed after --backend."""
+        return label(self.format, self.components)
+
     def to_json(self) -> str:
         """Return the record as one line of JSON. Non-finite numbers never get here: measuring refuses them."""
         return json.dumps(dataclasses.asdict(self), allow_nan=False)
@@ -156,6 +161,11 @@ class EvalRecord:
     def from_dict(cls, data: Mapping[str, Any]) -> EvalRecord:
         """Rebuild a record from parsed JSON; unknown keys raise TypeError, as a newer schema should."""
         return cls(**{name: part_from_dict(name, value) for name, value in data.items()})
+
+
+def label(backend: str, components: str) -> str:
+    """Return "scratch-int8:attn" for a part of a model, "scratch-int8" for all of it."""
+    return backend if components == "all" else f"{backend}:{components}"
 
 
 def part_from_dict(name: str, value: Any) -> Any:

@@ -39,11 +39,14 @@ class LoadOptions:
     """Where and how to open a model.
 
     n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
+    components: which matrices a from-scratch format quantizes, by the grammar of
+    `ggtool.quantizers.selectors`; other formats quantize what their makers do.
     """
 
     n_ctx: int
     threads: int
     device: Literal["cpu", "cuda"] = "cpu"
+    components: str = "all"
 
 
 @dataclass(frozen=True)

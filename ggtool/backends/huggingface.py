@@ -183,7 +183,7 @@ def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
     if isinstance(found, BitsAndBytes):
         return found.load(path, options.device)
     make = cast(Callable[[], Quantizer], found)
-    return load_packed(path, make(), options.device)
+    return load_packed(path, make(), options.device, options.components)
 
 
 def _choose_n_ctx(config: PreTrainedConfig, n_ctx: int, name: str) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 # Wide enough for the evaluation table when the output is a file or a pipe.
-_PIPED_WIDTH = 140
+_PIPED_WIDTH = 160
 
 Update = Callable[[str, int, int], None]
 

@@ -24,7 +24,7 @@ def run(request: Request, out: Path, *, as_json: bool, quiet: bool) -> None:
 
         def relay(target: Target, stage: str, done: int, total: int) -> None:
             row = len(records) + 1
-            update(f"[{row}/{len(what.targets)}] {target.format.backend}: {stage}", done, total)
+            update(f"[{row}/{len(what.targets)}] {target.label}: {stage}", done, total)
 
         try:
             for record in evaluate(what, relay):
@@ -36,7 +36,7 @@ def run(request: Request, out: Path, *, as_json: bool, quiet: bool) -> None:
     _print(records, as_json=as_json)
     if not quiet:
         notify(f"{len(records)} records appended to {out}.")
-    failed = [record.format for record in records if record.failure]
+    failed = [record.label for record in records if record.failure]
     if failed:
         raise MeasureError(f"{len(failed)} of {len(records)} formats failed: {', '.join(failed)}.")
 
@@ -50,4 +50,4 @@ def _print(records: list[EvalRecord], *, as_json: bool) -> None:
 
 def _note(record: EvalRecord, *, quiet: bool) -> None:
     result = f"ppl {record.perplexity.ppl:.4f}" if record.perplexity else "failed"
-    stderr(quiet=quiet).print(f"{record.format}: {record.failure or result}", markup=False)
+    stderr(quiet=quiet).print(f"{record.label}: {record.failure or result}", markup=False)

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ggtool.errors import UsageError
 from ggtool.quantizers.linear import QuantizedEmbedding, QuantizedLinear
+from ggtool.quantizers.selectors import matches
 
-ALL = "all"
 # Exactly these, no subclasses: a subclass may do something with its weight that a packed one would not.
 _REPLACEABLE = (nn.Linear, Conv1D, nn.Embedding)
 
@@ -55,8 +55,15 @@ def find_matrices(model: PreTrainedModel) -> list[Matrix]:
     return [Matrix(*zip(*found, strict=True)) for found in users.values()]
 
 
-def select(matrices: list[Matrix], components: str) -> list[Matrix]:
-    """Return the matrices that the selector `components` names; UsageError for one that is not known."""
-    if components != ALL:
-        raise UsageError(f"there is no selector {components!r}; leave it out to quantize every matrix.")
-    return [matrix for matrix in matrices if matrix.is_replaceable]
+def select(matrices: list[Matrix], selector: str) -> list[Matrix]:
+    """Return the replaceable matrices that `selector` names, by the grammar of `ggtool.quantizers.selectors`.
+
+    Raises UsageError when it cannot be read or names nothing that can be replaced.
+    """
+    named = matches(selector, [matrix.names for matrix in matrices])
+    chosen = [
+        matrix for matrix, is_named in zip(matrices, named, strict=True) if is_named and matrix.is_replaceable
+    ]
+    if not chosen:
+        raise UsageError(f"no matrix that {selector!r} names can be quantized from scratch.")
+    return chosen

@@ -21,9 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from ggtool.checkpoint import LazyTensor
 from ggtool.errors import SourceError
 from ggtool.quantizers import Quantizer
-from ggtool.quantizers.components import ALL, Matrix, find_matrices, select
+from ggtool.quantizers.components import Matrix, find_matrices, select
 from ggtool.quantizers.linear import PackedMatrix, QuantizedEmbedding, QuantizedLinear
 from ggtool.quantizers.pretrained import Device, match_tensors, skeleton
+from ggtool.quantizers.selectors import ALL
 
 
 def load_packed(folder: Path, quantizer: Quantizer, device: Device, components: str = ALL) -> PreTrainedModel:

@@ -10,54 +10,64 @@ from ggtool.results import EvalRecord
 
 _MIB = 2**20
 _NONE = "–"
+_VRAM = "peak VRAM MiB"
+_HEADINGS = (
+    "ppl",
+    "±",
+    "KLD",
+    "same top %",
+    "weights MiB",
+    "bpw",
+    "pp t/s",
+    "tg t/s",
+    "TTFT ms",
+    "load s",
+    "peak RSS MiB",
+    _VRAM,
+    "quantized",
+)
 
 
 def eval_table(records: Sequence[EvalRecord]) -> Table:
-    """Return the table of an evaluation; the first row is what the size column compares with."""
+    """Return the table of an evaluation, a row a record, in the order given."""
+    with_vram = any(record.memory and record.memory.peak_vram_bytes is not None for record in records)
     table = Table(caption=_caption(records), caption_justify="left", header_style="bold")
-    table.add_column("format")
-    for heading in (
-        "ppl",
-        "±",
-        "weights MiB",
-        "bpw",
-        "pp t/s",
-        "tg t/s",
-        "TTFT ms",
-        "load s",
-        "peak RSS MiB",
-    ):
-        table.add_column(heading, justify="right")
-    if any(record.memory and record.memory.peak_vram_bytes is not None for record in records):
-        table.add_column("peak VRAM MiB", justify="right")
-    table.add_column("quantized", justify="right")
+    table.add_column("format", no_wrap=True)
+    for heading in _HEADINGS:
+        if with_vram or heading != _VRAM:
+            table.add_column(heading, justify="right")
     for record in records:
-        table.add_row(*_cells(record, len(table.columns)))
+        cells = _cells(record)
+        if not with_vram:
+            del cells[_VRAM]
+        table.add_row(record.label, *(cells[heading] for heading in _HEADINGS if heading in cells))
     return table
 
 
-def _cells(record: EvalRecord, n_columns: int) -> list[str]:
-    ppl, speed, memory = record.perplexity, record.speed, record.memory
-    cells = [record.format]
-    cells += [f"{ppl.ppl:.4f}", f"{ppl.ppl_stderr:.4f}"] if ppl else [_NONE] * 2
-    cells += _compared(record)
-    cells += [f"{record.model_size / _MIB:.2f}", f"{record.bpw:.3f}"] if record.model_size else [_NONE] * 2
-    cells += (
-        [f"{speed.pp_ts:.0f}", f"{speed.tg_ts:.1f}", f"{speed.ttft_s * 1000:.1f}", f"{speed.load_s:.2f}"]
-        if speed
-        else [_NONE] * 4
-    )
-    cells += [f"{memory.peak_rss_bytes / _MIB:.0f}"] if memory else [_NONE]
-    if n_columns > len(cells) + 1:
-        vram = memory.peak_vram_bytes if memory else None
-        cells.append(_NONE if vram is None else f"{vram / _MIB:.0f}")
-    cells.append(f"{record.modules_quantized}/{record.modules_total}" if record.modules_total else "failed")
+def _cells(record: EvalRecord) -> dict[str, str]:
+    cells = dict.fromkeys(_HEADINGS, _NONE)
+    if ppl := record.perplexity:
+        cells |= {"ppl": f"{ppl.ppl:.4f}", "±": f"{ppl.ppl_stderr:.4f}"}
+    if far := record.divergence:
+        cells |= {"KLD": f"{far.kld_mean:.5f}", "same top %": f"{100 * far.same_top:.2f}"}
+    if record.model_size:
+        cells |= {"weights MiB": f"{record.model_size / _MIB:.2f}", "bpw": f"{record.bpw:.3f}"}
+    if speed := record.speed:
+        cells |= {
+            "pp t/s": f"{speed.pp_ts:.0f}",
+            "tg t/s": f"{speed.tg_ts:.1f}",
+            "TTFT ms": f"{speed.ttft_s * 1000:.1f}",
+            "load s": f"{speed.load_s:.2f}",
+        }
+    if memory := record.memory:
+        cells["peak RSS MiB"] = f"{memory.peak_rss_bytes / _MIB:.0f}"
+        if memory.peak_vram_bytes is not None:
+            cells[_VRAM] = f"{memory.peak_vram_bytes / _MIB:.0f}"
+    if record.modules_total:
+        cells["quantized"] = f"{record.modules_quantized}/{record.modules_total}"
+    if record.failure:
+        cells["quantized"] = "failed"
     return cells
-
-
-def _compared(record: EvalRecord) -> list[str]:
-    far = record.divergence
-    return [f"{far.kld_mean:.5f}", f"{100 * far.same_top:.2f}"] if far else [_NONE] * 2
 
 
 def _caption(records: Sequence[EvalRecord]) -> str:
@@ -79,5 +89,5 @@ def _caption(records: Sequence[EvalRecord]) -> str:
             f"pp: prompt of {timed.pp_tokens}; tg: {timed.tg_tokens} tokens after it; "
             f"medians of {timed.repetitions} rounds after warm-up; load from a warm page cache"
         )
-    lines += [f"{record.format} FAILED: {record.failure}" for record in records if record.failure]
+    lines += [f"{record.label} FAILED: {record.failure}" for record in records if record.failure]
     return "\n".join(lines)

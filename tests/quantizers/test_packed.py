@@ -194,8 +194,22 @@ def test_a_quantized_checkpoint_is_no_original(tiny_gpt2: Path, tmp_path: Path):
 
 
 def test_an_unknown_selector_is_a_usage_error(tiny_gpt2: Path):
-    with pytest.raises(UsageError, match="no selector 'attn-ish'"):
+    with pytest.raises(UsageError, match="cannot be read at 'ish'"):
         load_packed(tiny_gpt2, Int8PerChannel(), "cpu", "attn-ish")
+
+
+@pytest.mark.parametrize(
+    ("selector", "n_quantized"), [("attn", 4), ("lm_head", 1), ("all-lm_head", 8), ("blocks=-1.ffn", 2)]
+)
+def test_only_what_a_selector_names_is_packed(tiny_gpt2: Path, selector: str, n_quantized: int):
+    model = load_packed(tiny_gpt2, Int8PerChannel(), "cpu", selector)
+    matrices = find_matrices(model)
+    assert sum(matrix.is_quantized for matrix in matrices) == n_quantized
+    assert len(matrices) == 9
+    ids = torch.arange(20).unsqueeze(0)
+    with torch.inference_mode():
+        exact = load_float(tiny_gpt2, torch.float32, "cpu")(ids).logits
+        assert 0 < nmse(model(ids).logits, exact) < 1e-3
 
 
 def test_a_module_that_is_more_than_its_weight_stays_float(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch):
