@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from typing import Any
 
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType, LlamaFileType
 
-from ggtool.checkpoint import file_sha256
+from ggtool.checkpoint import content_sha256, file_sha256
 from ggtool.errors import ArtifactError
 from ggtool.formats import qtypes
 
@@ -79,7 +79,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """Everything in a GGUF file but the weights; `metadata` holds scalars, and an ArrayRef per array."""
+    """Everything in a GGUF file but the weights.
+
+    `metadata` holds scalars, and an ArrayRef per array; `types` the value's type by key, as GGUF numbers them.
+    """
 
     path: Path
     version: int
@@ -87,6 +90,13 @@ class GGUFHeader:
     metadata: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...]
     data_offset: int
+    types: Mapping[str, int]
+
+    @property
+    def n_parts(self) -> int:
+        """How many files the model is split into; 1 when it is not."""
+        count = self.metadata.get("split.count")
+        return count if type(count) is int and count > 1 else 1
 
     @property
     def architecture(self) -> str:
@@ -118,10 +128,15 @@ class GGUFHeader:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A GGUF file and the facts that records keep about it; its sha256 is computed when first asked for."""
+    """A GGUF model and the facts that records keep about it; its sha256 is computed when first asked for.
+
+    Of a split model `path` is the first part, `files` are all of them, and `header` is the first one's with the
+    tensors of all, each with its place in its own file.
+    """
 
     path: Path
     header: GGUFHeader
+    files: tuple[Path, ...]
 
     @property
     def format(self) -> str:
@@ -130,13 +145,13 @@ class Artifact:
 
     @cached_property
     def n_bytes(self) -> int:
-        """The size of the whole file."""
-        return self.path.stat().st_size
+        """The size of all files."""
+        return sum(file.stat().st_size for file in self.files)
 
     @cached_property
     def sha256(self) -> str:
-        """The sha256 of the file in hex; reads all of it."""
-        return file_sha256(self.path)
+        """The sha256 of the file in hex, or one over those of all parts; reads all of it."""
+        return file_sha256(self.path) if len(self.files) == 1 else content_sha256(list(self.files))
 
     @property
     def weights_bytes(self) -> int:
@@ -169,8 +184,37 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Read the header of a GGUF file; ArtifactError says what is wrong with it."""
-    return Artifact(path, read_header(path))
+    """Read the header of a GGUF file, and those of its other parts if it is the first of several.
+
+    ArtifactError says what is wrong with it, which part is missing, or which part to open instead.
+    """
+    header = read_header(path)
+    if header.n_parts == 1:
+        return Artifact(path, header, (path,))
+    files = _parts(path, header)
+    headers = [header, *(read_header(file) for file in files[1:])]
+    for number, part in enumerate(headers):
+        if (part.metadata.get("split.no"), part.n_parts) != (number, len(files)):
+            raise ArtifactError(f"{part.path} is not part {number + 1} of {len(files)}, as its name says.")
+    tensors = tuple(tensor for part in headers for tensor in part.tensors)
+    if len(tensors) != header.metadata.get("split.tensors.count", len(tensors)):
+        raise ArtifactError(f"{path} and its other parts do not have all of the model's tensors.")
+    return Artifact(path, replace(header, tensors=tensors), files)
+
+
+def _parts(path: Path, header: GGUFHeader) -> tuple[Path, ...]:
+    stem, number, count = path.name[:-20], header.metadata.get("split.no"), header.n_parts
+    names = [f"{stem}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
+    if path.name not in names:
+        raise ArtifactError(
+            f"{path} is one of {count} parts of a model, and llama.cpp finds them only under names such as "
+            f"NAME-00001-of-{count:05d}.gguf; rename them back."
+        )
+    if path.name != names[0]:
+        raise ArtifactError(f"{path} is part {number!r} of {count}, counted from 0; open {names[0]}.")
+    if missing := [name for name in names if not (path.parent / name).exists()]:
+        raise ArtifactError(f"{path} lacks {len(missing)} of its {count} parts, the first is {missing[0]}.")
+    return tuple(path.parent / name for name in names)
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -211,6 +255,7 @@ class _Reader:
         self.path, self.data, self.size = path, data, len(data)
         self.position = len(MAGIC)
         self.elements_left = _MAX_ELEMENTS
+        self.types: dict[str, int] = {}
 
     def header(self) -> GGUFHeader:
         version = self.unpack("I", "the version")
@@ -226,25 +271,24 @@ class _Reader:
             if key in metadata:
                 raise self.broken(f"it has the key {key!r} twice")
             metadata[key] = self.value(key)
-        if self.is_part(metadata):
-            raise self.broken(
-                f"it is one of {metadata['split.count']} parts of a model; merge them with llama-gguf-split"
-            )
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
             raise self.broken(f"its alignment {alignment!r} is no power of two")
         listed = [self.tensor() for _ in range(n_tensors)]
         data_offset = -(-self.position // alignment) * alignment
         tensors = self.place(listed, data_offset, alignment)
-        return GGUFHeader(self.path, version, alignment, MappingProxyType(metadata), tensors, data_offset)
-
-    @staticmethod
-    def is_part(metadata: Mapping[str, Any]) -> bool:
-        count = metadata.get("split.count")
-        return type(count) is int and count > 1
+        return GGUFHeader(
+            path=self.path,
+            version=version,
+            alignment=alignment,
+            metadata=MappingProxyType(metadata),
+            tensors=tensors,
+            data_offset=data_offset,
+            types=MappingProxyType(self.types),
+        )
 
     def value(self, key: str) -> Any:
-        kind = self.unpack("I", f"the type of {key!r}")
+        kind = self.types[key] = self.unpack("I", f"the type of {key!r}")
         if kind == _STRING:
             return self.string(f"the value of {key!r}", _MAX_STRING_BYTES)
         if kind == _ARRAY:

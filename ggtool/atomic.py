@@ -34,6 +34,24 @@ def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
     other gets OutputError. The lock on the temporary file is what tells a live writer from a dead one.
     """
     refuse_existing(path, force=force)
+    with _temporary(path) as (handle, temporary):
+        yield temporary
+        os.fsync(handle)
+        _publish(temporary, path, force=force)
+
+
+@contextmanager
+def scratch_file(folder: Path, name: str) -> Iterator[Path]:
+    """Yield an empty file that is gone after the block; what still maps it then keeps its content.
+
+    One that a killed process left behind is removed by the next that asks for the same name.
+    """
+    with _temporary(folder / name) as (_, temporary):
+        yield temporary
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_orphans(path)
@@ -44,9 +62,7 @@ def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         os.fchmod(handle, 0o666 & ~_umask())
-        yield temporary
-        os.fsync(handle)
-        _publish(temporary, path, force=force)
+        yield handle, temporary
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:

@@ -1,4 +1,4 @@
-"""Tensors of a safetensors checkpoint, mapped and read lazily, without torch.
+"""Tensors of a safetensors checkpoint, mapped and read lazily, without torch; of pickles only where that is allowed.
 
 A header is believed only after every number in it was checked against the file: a truncated download, an
 HTML page or a Git LFS pointer in place of a weight file is named as what it is. bfloat16, which numpy does
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -52,7 +52,7 @@ class LazyTensor:
     """A named tensor that stays in its file until asked for.
 
     dtype is safetensors' own name; `raw` is a read-only mapped view of shape `shape`, bfloat16 as uint16,
-    `offset` bytes into `mapping`.
+    `offset` bytes into `mapping`. A tensor that was computed, or opened by torch, has no mapping of its own.
     """
 
     name: str
@@ -60,7 +60,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     file: Path
     raw: npt.NDArray[Any]
-    mapping: mmap.mmap = field(repr=False)
+    mapping: mmap.mmap | None = field(repr=False)
     offset: int
 
     @property
@@ -75,7 +75,7 @@ class LazyTensor:
     def release(self) -> None:
         """Give the pages that were read back to the kernel; reading again is still allowed, from any thread."""
         start = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if self.raw.nbytes:
+        if self.mapping is not None and self.raw.nbytes:
             self.mapping.madvise(mmap.MADV_DONTNEED, start, self.offset + self.raw.nbytes - start)
 
 
@@ -89,14 +89,14 @@ def widen(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(raw, dtype=np.float32)
 
 
-def open_checkpoint(folder: Path) -> dict[str, LazyTensor]:
-    """Map every tensor of the safetensors checkpoint in `folder`: shard by shard, in each by name.
+def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, LazyTensor]:
+    """Map every tensor of the checkpoint in `folder`: shard by shard, in each by name.
 
     Raises SourceError when there is no safetensors file, a shard is missing or a header lies.
     """
     tensors: dict[str, LazyTensor] = {}
-    for file in weight_files(folder):
-        for tensor in _open_file(file):
+    for file in weight_files(folder, allow_pickle=allow_pickle):
+        for tensor in _open_pickle(file) if file.suffix == ".bin" else _open_file(file):
             if tensor.name in tensors:
                 raise SourceError(
                     f"tensor {tensor.name} is in {tensors[tensor.name].file.name} and in {file.name}."
@@ -105,8 +105,11 @@ def open_checkpoint(folder: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the checkpoint's safetensors files in shard order; SourceError names what is missing."""
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """Return the checkpoint's weight files in shard order; SourceError names what is missing.
+
+    Safetensors are taken where there are any; pickles otherwise, and only if `allow_pickle`.
+    """
     if (folder / INDEX_NAME).exists():
         return _indexed_files(folder / INDEX_NAME)
     if (folder / SINGLE_NAME).exists():
@@ -114,11 +117,22 @@ def weight_files(folder: Path) -> list[Path]:
     lone = sorted(folder.glob("*.safetensors"))
     if len(lone) == 1:
         return lone
-    if any((folder / name).exists() for name in PICKLE_NAMES):
+    pickles = [folder / name for name in PICKLE_NAMES if (folder / name).exists()]
+    if not pickles:
+        raise SourceError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}.")
+    if not allow_pickle:
         raise SourceError(
-            f"{folder} holds only a pickle checkpoint, which can run code when opened; save it as safetensors first."
+            f"{folder} holds only a pickle checkpoint, which can run code when opened; save it as safetensors, or "
+            "pass --allow-pickle to open its tensors only."
         )
-    raise SourceError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}.")
+    return [pickles[0]] if pickles[0].suffix == ".bin" else _indexed_files(pickles[0])
+
+
+def _open_pickle(file: Path) -> Iterator[LazyTensor]:
+    from ggtool.pickled import open_pickle  # imports torch
+
+    for name, dtype, array in open_pickle(file):
+        yield LazyTensor(name, dtype, array.shape, file, array, None, 0)
 
 
 def content_sha256(files: list[Path]) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ggtool import __version__
+from ggtool.cli_convert import convert, imatrix
 from ggtool.errors import GgtoolError
+from ggtool.flags import DeviceOption, Json, Model, Quiet, Revision, Threads
 
 if TYPE_CHECKING:
     from ggtool.backends import SamplingParams
@@ -26,22 +28,6 @@ app = typer.Typer(
 )
 
 
-Device = Literal["auto", "cpu", "cuda"]
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Hub repo id or checkpoint folder. Default: openai-community/gpt2, or the bundled gpt2-demo when no hub is in reach.",
-        show_default=False,
-    ),
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repo.", show_default=False)
-]
-Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all there are.")]
-DeviceOption = Annotated[Device, typer.Option("--device", case_sensitive=False, help="Where to run.")]
 NCtx = Annotated[
     int,
     typer.Option("--n-ctx", "-c", min=0, help="Context in tokens; 0 takes the model's own, 4096 at most."),
@@ -62,11 +48,6 @@ RepeatPenalty = Annotated[
     float, typer.Option("--repeat-penalty", min=0.0, help="Above 1 makes repetition less likely.")
 ]
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="The same seed gives the same text.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr; errors still show.")
-]
 
 
 @app.callback()
@@ -80,37 +61,8 @@ def _root(
         raise typer.Exit
 
 
-@app.command()
-def convert(
-    qtype: Annotated[
-        list[str],
-        typer.Option(
-            "--qtype", help="Quant types, e.g. q4_0,q4_k_m,f16. Repeatable, comma lists.", show_default=False
-        ),
-    ],
-    model: Model = None,
-    revision: Revision = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="A .gguf file (one quant type) or a folder. Default: models/NAME-QTYPE.gguf.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Threads = 0,
-    force: Force = False,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Convert a Hugging Face checkpoint to GGUF, in every quant type asked for, in one pass.
-
-    Example: [bold]ggtool convert --model ./my-gpt2 --qtype q8_0,q4_k_m[/bold]
-    """
-    from ggtool.commands.convert import run
-
-    run(model, revision, qtype, out, threads=threads, force=force, as_json=json_, quiet=quiet)
+app.command()(convert)
+app.command()(imatrix)
 
 
 @app.command()
@@ -277,11 +229,23 @@ def eval_(
 
 
 @app.command()
-def formats(json_: Json = False) -> None:
-    """List every format: the names for --qtype and --backend, and their bits per weight."""
-    from ggtool.commands.formats import run
+def formats(
+    architectures: Annotated[
+        bool,
+        typer.Option("--architectures", help="List the model architectures that can be converted instead."),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """List every format: the names for --qtype and --backend, and their bits per weight.
 
-    run(as_json=json_)
+    Example: [bold]ggtool formats --architectures[/bold]
+    """
+    from ggtool.commands.formats import list_architectures, run
+
+    if architectures:
+        list_architectures(as_json=json_)
+    else:
+        run(as_json=json_)
 
 
 def _sampling(

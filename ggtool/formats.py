@@ -31,6 +31,7 @@ class Format:
         bits: nominal bits per weight, overhead included.
         ftype: llama.cpp's `llama_ftype` number, written as general.file_type; None outside GGUF.
         needs_imatrix: whether llama.cpp refuses to make it without an importance matrix.
+        needs_experts: whether it says something of mixture-of-experts tensors only; without any, it is Q8_0.
 
     """
 
@@ -41,6 +42,7 @@ class Format:
     bits: float
     ftype: int | None = None
     needs_imatrix: bool = False
+    needs_experts: bool = False
 
     @property
     def backend(self) -> str:
@@ -50,6 +52,11 @@ class Format:
 
 def _gguf(name: str, ftype: int, bits: float) -> Format:
     return Format(name, "gguf", "llama_cpp", None, bits, ftype)
+
+
+def _weighted(name: str, ftype: int, bits: float) -> Format:
+    """Row of a type that llama.cpp makes with an importance matrix only."""
+    return Format(name, "gguf", "llama_cpp", None, bits, ftype, needs_imatrix=True)
 
 
 def _torch(name: str, quantizer: str | None, bits: float) -> Format:
@@ -78,15 +85,33 @@ _ROWS = (
     _gguf("Q4_K_S", 14, 4.5),
     _gguf("Q4_1", 3, 5.0),
     _gguf("Q4_0", 2, 4.5),
+    _gguf("IQ4_NL", 25, 4.5),
+    _gguf("IQ4_XS", 30, 4.25),
+    Format("MXFP4_MOE", "gguf", "llama_cpp", None, 4.25, 38, needs_experts=True),
     _gguf("Q3_K_L", 13, 3.4375),
     _gguf("Q3_K_M", 12, 3.4375),
     _gguf("Q3_K_S", 11, 3.4375),
+    _gguf("IQ3_M", 27, 3.4375),
+    _gguf("IQ3_S", 26, 3.4375),
+    _weighted("IQ3_XS", 22, 3.4375),
+    _weighted("IQ3_XXS", 23, 3.0625),
     _gguf("Q2_K", 10, 2.625),
+    _weighted("Q2_K_S", 21, 2.625),
+    _weighted("IQ2_M", 29, 2.5625),
+    _weighted("IQ2_S", 28, 2.3125),
+    _weighted("IQ2_XS", 20, 2.3125),
+    _weighted("IQ2_XXS", 19, 2.0625),
+    _gguf("Q2_0", 41, 2.25),
+    _gguf("TQ2_0", 37, 2.0625),
+    _gguf("TQ1_0", 36, 1.6875),
+    _weighted("IQ1_M", 31, 1.75),
+    _weighted("IQ1_S", 24, 1.5625),
+    _gguf("Q1_0", 40, 1.125),
 )
 
 FORMATS: Mapping[str, Format] = MappingProxyType({row.backend: row for row in _ROWS})
 
-# llama-quantize's own short names.
+# llama-quantize's own short names. Its COPY quantizes nothing, so here it would be the checkpoint's own type.
 QTYPE_ALIASES: Mapping[str, str] = MappingProxyType(
     {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "fp32": "f32", "fp16": "f16"}
 )
@@ -101,6 +126,11 @@ def split_list(values: Iterable[str]) -> list[str]:
 def qtypes() -> list[Format]:
     """All GGUF quant types, largest first within each family, as the table lists them."""
     return [row for row in _ROWS if row.container == "gguf"]
+
+
+def dense_qtypes(*, with_imatrix: bool) -> list[Format]:
+    """All quant types that a model without experts can be made in, with or without an importance matrix."""
+    return [row for row in qtypes() if not row.needs_experts and (with_imatrix or not row.needs_imatrix)]
 
 
 def find_qtype(name: str) -> Format:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,16 @@ _WANTED = (
     "*.jinja",
     "README.md",
 )
-_UNWANTED = ("*/*", "onnx*", "*.onnx*", "training_args*")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+# The same weights again, in other precisions or as Mistral keeps them, among them.
+_UNWANTED = (
+    "*/*",
+    "onnx*",
+    "*.onnx*",
+    "training_args*",
+    "consolidated*.safetensors",
+    "model.*.safetensors",
+)
 # Long enough for a slow Hub, short enough to say soon that there is none.
 _HUB_TIMEOUT_S = 10.0
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -42,13 +51,16 @@ class ModelSource:
     """A checkpoint on disk and where it came from.
 
     name: the short name, used for output files. model: as recorded, a repo id or a folder's name.
-    revision: the Hub commit; empty for a folder.
+    revision: the Hub commit; empty for a folder. allow_pickle: a checkpoint of pickles may be opened, its tensors
+    only. trust_remote_code: code that comes with the model may be run.
     """
 
     name: str
     model: str
     revision: str
     folder: Path
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -58,7 +70,7 @@ class ModelSource:
     @cached_property
     def weights(self) -> Mapping[str, LazyTensor]:
         """The checkpoint's tensors by name, unread."""
-        return open_checkpoint(self.folder)
+        return open_checkpoint(self.folder, allow_pickle=self.allow_pickle)
 
     @cached_property
     def sha256(self) -> str:
@@ -72,7 +84,12 @@ class ModelSource:
             "tokenizer.model",
         )
         extra = [self.folder / name for name in names]
-        return content_sha256([*weight_files(self.folder), *(path for path in extra if path.exists())])
+        return content_sha256(
+            [
+                *weight_files(self.folder, allow_pickle=self.allow_pickle),
+                *(path for path in extra if path.exists()),
+            ]
+        )
 
 
 def from_folder(folder: Path) -> ModelSource:
@@ -92,23 +109,48 @@ def bundled() -> ModelSource:
     raise SourceError("the bundled model is missing from this installation; install ggtool again.")
 
 
-def resolve(model: str | None, revision: str | None, notify: Notify) -> ModelSource:
-    """Find `model` (a folder, or a repo id at `revision`), or the default model when it is None.
+def resolve(
+    model: str | None,
+    revision: str | None,
+    notify: Notify,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> ModelSource:
+    """Find `model` (a folder, a .safetensors file, or a repo id at `revision`), or the default model for None.
 
-    Raises UsageError for a name that can be neither, SourceError when it cannot be had.
+    Raises UsageError for a name that can be none of them, SourceError when it cannot be had.
     """
+    found = _find(model, revision, notify, allow_pickle=allow_pickle)
+    return replace(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+
+
+def _find(model: str | None, revision: str | None, notify: Notify, *, allow_pickle: bool) -> ModelSource:
     if model is None:
         return _default(revision, notify)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if revision:
-            raise UsageError(f"--revision belongs to a Hub repo, and {model} is a folder.")
-        return from_folder(folder)
-    if folder.exists():
-        raise UsageError(f"{model} is a file; --model takes a checkpoint's folder or a Hub repo id.")
+    path = Path(model).expanduser()
+    if path.exists() and revision:
+        kind = "folder" if path.is_dir() else "file"
+        raise UsageError(f"--revision belongs to a Hub repo, and {model} is a {kind}.")
+    if path.is_dir():
+        return from_folder(path)
+    if path.exists():
+        return _from_file(path)
     if not _REPO_ID.fullmatch(model):
         raise SourceError(f"there is no folder {model}, and it is no Hub repo id (owner/name) either.")
-    return _from_hub(model, revision)
+    return _from_hub(model, revision, allow_pickle=allow_pickle)
+
+
+def _from_file(path: Path) -> ModelSource:
+    """Use a .safetensors file with the config.json beside it, where it is all of the checkpoint."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path} is a file; --model takes a checkpoint's folder or a Hub repo id.")
+    source = from_folder(path.parent)
+    if weight_files(path.parent) != [path]:
+        raise UsageError(
+            f"{path} is one of several weight files in its folder; name the folder, or give the file one of its own."
+        )
+    return source
 
 
 def _default(revision: str | None, notify: Notify) -> ModelSource:
@@ -127,7 +169,7 @@ def _default(revision: str | None, notify: Notify) -> ModelSource:
     return source
 
 
-def _from_hub(repo_id: str, revision: str | None) -> ModelSource:
+def _from_hub(repo_id: str, revision: str | None, *, allow_pickle: bool = False) -> ModelSource:
     # Imported here: most commands work on local files and should not pay for the Hub client.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -137,14 +179,21 @@ def _from_hub(repo_id: str, revision: str | None) -> ModelSource:
         RevisionNotFoundError,
     )
 
-    try:
-        path = snapshot_download(
-            repo_id,
-            revision=revision,
-            allow_patterns=list(_WANTED),
-            ignore_patterns=list(_UNWANTED),
-            etag_timeout=_HUB_TIMEOUT_S,
+    def download(*wanted: str) -> Path:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=list(wanted),
+                ignore_patterns=list(_UNWANTED),
+                etag_timeout=_HUB_TIMEOUT_S,
+            )
         )
+
+    try:
+        folder = download(*_WANTED)
+        if allow_pickle and not any(folder.glob("*.safetensors")):
+            folder = download(*_WANTED, *_PICKLES)
     except RevisionNotFoundError:
         raise SourceError(f"{repo_id} has no revision {revision!r} on the Hub.") from None
     except RepositoryNotFoundError:
@@ -160,7 +209,6 @@ def _from_hub(repo_id: str, revision: str | None) -> ModelSource:
     except Exception as error:  # noqa: BLE001  # httpx's or httpx2's own errors come through, by the client's version
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{repo_id} could not be downloaded, run again to go on: {reason}") from None
-    folder = Path(path)
     found = from_folder(folder)
     return ModelSource(repo_id.rpartition("/")[2], repo_id, _commit(folder), found.folder)
 

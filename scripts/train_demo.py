@@ -215,7 +215,8 @@ def train(model: GPT2LMHeadModel, tokens: Tensor, validation: Tensor, args: argp
         step += 1
         if (seconds := time.monotonic() - last) > args.log_every:
             loss = torch.stack(losses).mean()
-            held = window_nll(model, validation[: 48 * args.n_ctx], args.n_ctx).mean()
+            # At the training's own span: longer windows are foreign to a model that saw short ones.
+            held = window_nll(model, validation[: 48 * args.n_ctx], span).mean()
             print(
                 f"{progress:6.1%} step {step} tokens {step * per_step / 1e6:.1f}M loss {loss:.4f}"
                 f" validation {held:.4f} {len(losses) * per_step / seconds:,.0f} tokens/s"

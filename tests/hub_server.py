@@ -45,15 +45,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_file(self, file: Path) -> None:
         data = file.read_bytes()
-        headers = {"ETag": f'"{self.describe(file)["oid"]}"', "X-Repo-Commit": COMMIT}
-        if self.server.cut and self.command == "GET" and file.suffix == ".safetensors":
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
+        headers = {
+            "ETag": f'"{self.describe(file)["oid"]}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if self.server.cuts and self.command == "GET" and file.suffix == ".safetensors":
+            self.server.cuts -= 1
+            self.send_response(206 if start else 200)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
-            self.wfile.write(data[: len(data) // 2])
+            self.wfile.write(data[start : len(data) // 2])
             self.close_connection = True
             return
-        self.reply(200, data, headers)
+        if self.command == "GET":
+            self.server.sent[file.name] = self.server.sent.get(file.name, 0) + len(data) - start
+        self.reply(206 if start else 200, data[start:], headers)
 
     def reply_json(self, content: object) -> None:
         self.reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -72,12 +84,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """The server and what it was asked; with `cut` it drops the connection in the middle of the weights."""
+    """The server, what it was asked and how many bytes of a file it sent to the end.
+
+    While `cuts` lasts, it drops the connection in the middle of the weights.
+    """
 
     def __init__(self, repo_id: str, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repo_id, self.folder, self.cut = repo_id, folder, False
+        self.repo_id, self.folder, self.cuts = repo_id, folder, 0.0
         self.requests: list[str] = []
+        self.sent: dict[str, int] = {}
 
     @property
     def url(self) -> str:

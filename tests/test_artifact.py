@@ -170,7 +170,6 @@ BAD_FILES = {
     "alignment 3": (gguf([key("general.alignment", 4, struct.pack("<I", 3))]), "alignment 3 is no power of two"),
     "alignment 0": (gguf([key("general.alignment", 4, struct.pack("<I", 0))]), "alignment 0 "),
     "alignment in words": (gguf([key("general.alignment", 8, string(b"32"))]), "alignment '32'"),
-    "a part": (gguf([key("split.count", 2, struct.pack("<H", 3))]), "one of 3 parts"),
     "no dimensions": (gguf((), [tensor("t", [])]) + PAD, "has 0 dimensions"),
     "many dimensions": (gguf((), [tensor("t", [1] * 9)]) + PAD, "has 9 dimensions"),
     "an unknown tensor type": (gguf((), [tensor("t", [32], kind=31)]) + PAD, "unknown type 31"),
@@ -267,3 +266,48 @@ def test_a_hostile_sparse_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="claims 1073741824 strings"):
         read_header(path)
     assert time.monotonic() - started < 1
+
+
+def part(number: int, count: int, name: str, n_tensors: int = 2) -> bytes:
+    keys = [
+        key("split.no", 2, struct.pack("<H", number)),
+        key("split.count", 2, struct.pack("<H", count)),
+        key("split.tensors.count", 5, struct.pack("<i", n_tensors)),
+    ]
+    data = gguf(keys, [tensor(name, [8])])
+    return data.ljust(-(-len(data) // 32) * 32, b"\0") + b"\0" * 32
+
+
+def test_a_split_model_is_one_artifact(tmp_path: Path) -> None:
+    first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
+    first.write_bytes(part(0, 2, "a"))
+    with pytest.raises(ArtifactError, match=r"lacks 1 of its 2 parts, the first is m-00002-of-00002\.gguf"):
+        open_artifact(first)
+    second.write_bytes(part(1, 2, "b"))
+    artifact = open_artifact(first)
+    assert [tensor.name for tensor in artifact.header.tensors] == ["a", "b"]
+    assert artifact.files == (first, second)
+    assert artifact.n_bytes == first.stat().st_size + second.stat().st_size
+    assert artifact.n_params == 16
+    before = artifact.sha256
+    second.write_bytes(part(1, 2, "c"))
+    assert open_artifact(first).sha256 != before
+
+
+def test_parts_that_do_not_belong_together_are_one_line(tmp_path: Path) -> None:
+    first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
+    first.write_bytes(part(0, 2, "a"))
+    second.write_bytes(part(1, 2, "b"))
+    with pytest.raises(ArtifactError, match=r"part 1 of 2, counted from 0; open m-00001-of-00002\.gguf"):
+        open_artifact(second)
+    other = tmp_path / "renamed.gguf"
+    other.write_bytes(part(0, 2, "a"))
+    with pytest.raises(ArtifactError, match="one of 2 parts of a model"):
+        open_artifact(other)
+    second.write_bytes(part(0, 2, "b"))
+    with pytest.raises(ArtifactError, match="is not part 2 of 2"):
+        open_artifact(first)
+    second.write_bytes(part(1, 2, "b", 3))
+    first.write_bytes(part(0, 2, "a", 3))
+    with pytest.raises(ArtifactError, match="do not have all"):
+        open_artifact(first)

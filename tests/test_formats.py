@@ -1,7 +1,7 @@
 import pytest
 
 from ggtool.errors import UsageError
-from ggtool.formats import FORMATS, find_backend, find_qtype, qtypes, split_list
+from ggtool.formats import FORMATS, dense_qtypes, find_backend, find_qtype, qtypes, split_list
 
 
 def test_every_row_is_found_by_the_name_it_is_typed_by() -> None:
@@ -18,13 +18,25 @@ def test_quant_types_agree_with_llama_cpp() -> None:
         assert row.ftype == getattr(llama_cpp, prefix + row.name), row.name
 
 
-def test_nominal_bits_agree_with_gguf() -> None:
-    import gguf
+# The main tensor type of the mixes that are not named after theirs.
+MAIN = {"IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S", "MXFP4_MOE": "MXFP4"}
 
+
+def test_nominal_bits_agree_with_llama_cpp() -> None:
+    from ggtool.artifact import TENSOR_TYPES
+
+    sizes = {name: 8 * n_bytes / block for name, block, n_bytes in TENSOR_TYPES.values()}
     for row in qtypes():
-        main = row.name.removesuffix("_S").removesuffix("_M").removesuffix("_L")
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[main]]
-        assert row.bits == 8 * size / block, row.name
+        stem = row.name.rpartition("_")[0]
+        main = MAIN.get(row.name) or (row.name if row.name in sizes else stem)
+        assert row.bits == sizes[main], row.name
+
+
+def test_types_that_make_sense_for_a_model_without_experts() -> None:
+    everything, plain = dense_qtypes(with_imatrix=True), dense_qtypes(with_imatrix=False)
+    assert {row.name for row in qtypes()} - {row.name for row in everything} == {"MXFP4_MOE"}
+    assert not any(row.needs_imatrix for row in plain)
+    assert len(everything) == 34
 
 
 def test_aliases_are_llama_quantizes() -> None:

@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).parent.parent / "ggtool"
 
 LAYERS = {
     0: {"", "errors", "formats", "results", "atomic", "environment", "cache"},
-    1: {"checkpoint", "source", "artifact", "corpus", "quantizers.__init__", "backends.__init__"},
+    1: {"checkpoint", "pickled", "source", "artifact", "corpus", "quantizers.__init__", "backends.__init__"},
     2: {"convert", "quantizers", "kernels", "backends", "metrics"},
-    3: {"job", "measure", "worker", "plan", "evaluate"},
+    3: {"calibration", "sensitivity", "targeting", "job", "measure", "worker", "plan", "evaluate"},
     4: {"report", "chat"},
-    5: {"cli", "commands", "__main__"},
+    5: {"cli", "cli_convert", "flags", "commands", "__main__"},
 }
 # Within layer 2 a folder may import another only along these arrows.
 ARROWS = {("quantizers", "kernels"), ("backends", "quantizers")}

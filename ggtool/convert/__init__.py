@@ -14,15 +14,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ggtool.atomic import atomic_output, refuse_existing
-from ggtool.convert.architectures import find_architecture, read_hparams
-from ggtool.convert.header import encode, place
-from ggtool.convert.metadata import collect, for_format
-from ggtool.convert.tensor_types import choose
-from ggtool.convert.tensors import ModelTensor, model_tensors
-from ggtool.convert.vocab import read_vocabulary
+from ggtool.convert.layout import Design, lay_out, part_paths
+from ggtool.convert.model import read_model
+from ggtool.convert.options import NO_OPTIONS, Options
+from ggtool.convert.tensors import ModelTensor
 from ggtool.convert.write import FileLayout, Progress, verify, write_files
 from ggtool.environment import usable_cpus
 from ggtool.errors import OutputError, UsageError
@@ -34,23 +33,35 @@ DEFAULT_FOLDER = Path("models")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a file of one quant type will be: sizes in bytes, and how many tensors get each tensor type."""
+    """What a file of one quant type will be: sizes in bytes, all parts together, and tensors by tensor type.
+
+    `notes` are things its user should know, such as tensors that an importance matrix says nothing of.
+    """
 
     format: Format
     n_bytes: int
     weights_bytes: int
     n_params: int
     tensor_types: Mapping[str, int]
+    n_ctx: int
+    kv_cache_bytes: int
+    n_parts: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def bpw(self) -> float:
-        """Bits per weight over all tensors."""
-        return 8 * self.weights_bytes / self.n_params
+        """Bits per weight over all tensors; 0 for a file without tensors."""
+        return 8 * self.weights_bytes / self.n_params if self.n_params else 0.0
+
+    @property
+    def run_bytes(self) -> int:
+        """Memory to run it: the weights, and the KV cache at n_ctx tokens."""
+        return self.weights_bytes + self.kv_cache_bytes
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A file that was made; `seconds` is the wall time of the whole call, all files together."""
+    """A file that was made, or the first of its parts; `seconds` is the wall time of the whole call."""
 
     path: Path
     plan: Plan
@@ -62,11 +73,14 @@ def default_path(name: str, row: Format, folder: Path = DEFAULT_FOLDER) -> Path:
     return folder / f"{name}-{row.name}.gguf"
 
 
-def plan(source: ModelSource, formats: Sequence[Format]) -> list[Plan]:
-    """Return what `convert` would make of each format, without reading a weight."""
+def plan(source: ModelSource, formats: Sequence[Format], options: Options = NO_OPTIONS) -> list[Plan]:
+    """Return what `convert` would make of each format, without reading a weight.
+
+    Types that need an importance matrix are described as if there were one.
+    """
     _check_formats(formats)
-    _, layouts = _prepare(source, formats)
-    return [_describe(layout) for layout in layouts]
+    _, design = _prepare(source, formats, options, shapes_only=True)
+    return _describe(design)
 
 
 def convert(
@@ -74,36 +88,56 @@ def convert(
     formats: Sequence[Format],
     out: Callable[[Format], Path] | None = None,
     *,
+    options: Options = NO_OPTIONS,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> list[Converted]:
     """Write one GGUF file per format, all in one pass over the checkpoint, and return them in the order asked for.
 
-    `out` names each file, by default `default_path`. Everything that can be known is checked before work begins:
-    outputs that exist (unless `force`), free disk, the checkpoint's shape. A failure while converting leaves no
-    file at all. The files get their names one after another at the very end; if another process took one of those
-    names meanwhile, that one fails with OutputError, and files named before it stay, each whole.
+    `out` names each file, by default `default_path`; a split one becomes NAME-00001-of-00003.gguf and so on.
+    Everything that can be known is checked before work begins: outputs that exist (unless `force`), free disk, the
+    checkpoint's shape, missing importance data. A failure while converting leaves no file at all. The files get
+    their names one after another at the very end; if another process took one of those names meanwhile, that one
+    fails with OutputError, and files named before it stay, each whole.
 
     Raises UsageError, SourceError, OutputError or ArtifactError, each in one line.
     """
     started = time.monotonic()
     _check_formats(formats)
+    _check_imatrix(formats, options)
     paths = [out(row) if out else default_path(source.name, row) for row in formats]
     if len(set(paths)) != len(paths):
         raise UsageError("two quant types would go to the same file; leave --out away or name a folder.")
-    for path in paths:
+    if options.split_max_bytes is None:
+        for path in paths:
+            refuse_existing(path, force=force)
+    tensors, design = _prepare(source, formats, options, progress)
+    named = [part_paths(path, len(parts)) for path, parts in zip(paths, design.parts, strict=True)]
+    outputs = list(zip(chain(*named), chain(*design.parts), strict=True))
+    for path, _ in outputs:
         refuse_existing(path, force=force)
-    tensors, layouts = _prepare(source, formats)
-    _check_space(paths, layouts)
-    with ExitStack() as stack:
-        temporaries = [stack.enter_context(atomic_output(path, force=force)) for path in paths]
-        outputs = list(zip(temporaries, layouts, strict=True))
-        write_files(tensors, outputs, threads or usable_cpus(), progress)
-        for temporary, layout in outputs:
-            verify(temporary, layout)
+    _check_space(outputs)
+    _write(tensors, outputs, design, force=force, threads=threads or usable_cpus(), progress=progress)
     seconds = time.monotonic() - started
-    return [Converted(path, _describe(layout), seconds) for path, layout in zip(paths, layouts, strict=True)]
+    return [Converted(parts[0], what, seconds) for parts, what in zip(named, _describe(design), strict=True)]
+
+
+def _write(
+    tensors: Sequence[ModelTensor],
+    outputs: Sequence[tuple[Path, FileLayout]],
+    design: Design,
+    *,
+    force: bool,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    with ExitStack() as stack:
+        # The last to be entered is the first to get its name: a model's first part appears when the others have.
+        files = [(stack.enter_context(atomic_output(path, force=force)), layout) for path, layout in outputs]
+        write_files(tensors, files, threads, progress, design.importance)
+        for temporary, layout in files:
+            verify(temporary, layout)
 
 
 def _check_formats(formats: Sequence[Format]) -> None:
@@ -112,39 +146,56 @@ def _check_formats(formats: Sequence[Format]) -> None:
     for row in formats:
         if row.container != "gguf":
             raise UsageError(f"{row.name} is no GGUF quant type; `ggtool formats` lists them.")
-        if row.needs_imatrix:
-            raise UsageError(f"{row.name} needs an importance matrix, which convert does not take yet.")
 
 
-def _prepare(source: ModelSource, formats: Sequence[Format]) -> tuple[list[ModelTensor], list[FileLayout]]:
-    row = find_architecture(source.config)
-    hparams = read_hparams(row, source.config)
-    tensors = model_tensors(row, hparams, source.weights)
-    vocabulary = read_vocabulary(source.folder, source.config, int(hparams["n_vocab"]))
-    values = collect(source, row, hparams, tensors, vocabulary)
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    types = choose(values, shapes, formats)
-    layouts = []
-    for wanted in formats:
-        placed = place((name, shape, types[wanted.name][name]) for name, shape in shapes.items())
-        layouts.append(FileLayout(wanted, encode(for_format(values, wanted), placed), placed))
-    return tensors, layouts
+def _check_imatrix(formats: Sequence[Format], options: Options) -> None:
+    # Other rules or a recipe may leave no tensor that needs it; the design knows, and says so then.
+    as_it_is = options.rules == NO_OPTIONS.rules and options.recipe is None
+    for row in formats:
+        if row.needs_imatrix and options.imatrix is None and as_it_is:
+            raise UsageError(
+                f"{row.name} needs an importance matrix: pass --imatrix FILE, or --calibration TEXT to compute one."
+            )
 
 
-def _describe(layout: FileLayout) -> Plan:
-    return Plan(
-        format=layout.format,
-        n_bytes=layout.n_bytes,
-        weights_bytes=sum(tensor.n_bytes for tensor in layout.tensors),
-        n_params=sum(tensor.n_params for tensor in layout.tensors),
-        tensor_types=dict(Counter(tensor.type_name for tensor in layout.tensors).most_common()),
-    )
+def _prepare(
+    source: ModelSource,
+    formats: Sequence[Format],
+    options: Options,
+    progress: Progress | None = None,
+    *,
+    shapes_only: bool = False,
+) -> tuple[list[ModelTensor], Design]:
+    model = read_model(source, progress, shapes_only=shapes_only or options.vocab_only)
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+    design = lay_out(model.values, shapes, formats, options, dry=shapes_only)
+    return ([] if options.vocab_only else model.tensors), design
 
 
-def _check_space(paths: Sequence[Path], layouts: Sequence[FileLayout]) -> None:
+def _describe(design: Design) -> list[Plan]:
+    plans = []
+    for parts in design.parts:
+        tensors = [tensor for part in parts for tensor in part.tensors]
+        plans.append(
+            Plan(
+                format=parts[0].format,
+                n_bytes=sum(part.n_bytes for part in parts),
+                weights_bytes=sum(tensor.n_bytes for tensor in tensors),
+                n_params=sum(tensor.n_params for tensor in tensors),
+                tensor_types=dict(Counter(tensor.type_name for tensor in tensors).most_common()),
+                n_ctx=design.n_ctx,
+                kv_cache_bytes=design.kv_cache_bytes,
+                n_parts=len(parts),
+                notes=design.notes,
+            )
+        )
+    return plans
+
+
+def _check_space(outputs: Sequence[tuple[Path, FileLayout]]) -> None:
     needed: dict[int, int] = defaultdict(int)
     folders: dict[int, Path] = {}
-    for path, layout in zip(paths, layouts, strict=True):
+    for path, layout in outputs:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         device = folder.stat().st_dev
         needed[device] += layout.n_bytes

@@ -45,24 +45,63 @@ def row_bytes(type_name: str, n_per_row: int) -> int:
     return n_per_row // block * block_bytes
 
 
-def quantize_rows(type_name: str, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Quantize C-contiguous finite `rows` (n_rows, n_per_row) to `type_name`; return the bytes, row after row."""
+def quantize_rows(
+    type_name: str, rows: npt.NDArray[np.float32], importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Quantize C-contiguous finite `rows` (n_rows, n_per_row) to `type_name`; return the bytes, row after row.
+
+    `importance` (n_per_row,) weighs the errors. IQ1_S, IQ2_XXS and IQ2_XS need it: ggml ends the process without.
+    """
     n_rows, n_per_row = rows.shape
     if type_name == "F32":
         return rows.reshape(-1).view(np.uint8)
     assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
+    if importance is not None:
+        assert importance.dtype == np.float32
+        assert importance.shape == (n_per_row,)
+        assert importance.flags.c_contiguous
     out = np.empty(n_rows * row_bytes(type_name, n_per_row), np.uint8)
     written = _library().ggml_quantize_chunk(
-        _NUMBERS[type_name], rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, None
+        _NUMBERS[type_name],
+        rows.ctypes.data,
+        out.ctypes.data,
+        0,
+        n_rows,
+        n_per_row,
+        None if importance is None else importance.ctypes.data,
     )
     assert written == out.nbytes, f"ggml made {written} bytes of {type_name} and not {out.nbytes}"
+    return out
+
+
+def dequantize_rows(type_name: str, data: npt.NDArray[np.uint8], n_per_row: int) -> npt.NDArray[np.float32]:
+    """Return what bytes of a tensor type stand for, as float32 (n_rows, n_per_row)."""
+    if type_name == "F32":
+        return data.view(np.float32).reshape(-1, n_per_row)
+    n_rows = data.nbytes // row_bytes(type_name, n_per_row)
+    out = np.empty((n_rows, n_per_row), np.float32)
+    traits = _library().ggml_get_type_traits(_NUMBERS[type_name]).contents
+    traits.to_float(data.ctypes.data, out.ctypes.data, out.size)
     return out
 
 
 def valid(type_name: str, data: npt.NDArray[np.uint8]) -> bool:
     """Whether ggml finds only finite scales and values in `data`, bytes of a tensor type."""
     return bool(_library().ggml_validate_row_data(_NUMBERS[type_name], data.ctypes.data, data.nbytes))
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h, up to `to_float`."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
 
 
 @cache
@@ -73,4 +112,6 @@ def _library() -> ctypes.CDLL:
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
     library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return library

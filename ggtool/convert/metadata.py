@@ -7,8 +7,10 @@ name, sampling defaults); this file says which of them go in, and nothing that u
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, Metadata, size_label
@@ -27,7 +29,7 @@ from ggtool.source import ModelSource
 def collect(
     source: ModelSource,
     row: Architecture,
-    hparams: Mapping[str, int | float],
+    hparams: Mapping[str, Any],
     tensors: Sequence[ModelTensor],
     vocabulary: Vocabulary,
 ) -> dict[str, GGUFValue]:
@@ -36,9 +38,10 @@ def collect(
     writer.add_type(GGUFType.MODEL)
     _authorship(source, tensors, writer)
     for name, hparam in row.hparams.items():
-        if hparam.key:
+        if hparam.key and name in hparams:
             writer.add_key_value(hparam.key.format(arch=row.gguf_name), hparams[name], hparam.type)
-    writer.add_file_type(0)
+    if Keys.General.FILE_TYPE not in writer.kv_data[0]:
+        writer.add_file_type(0)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     _vocabulary(vocabulary, writer)
     return dict(writer.kv_data[0])
@@ -62,11 +65,19 @@ def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGU
     metadata.set_gguf_meta_model(writer)
 
 
-def _load(source: ModelSource, n_params: int) -> Metadata:
-    # gguf-py takes the model's name from the folder's, and the Hub's cache names a folder by its commit.
+@contextmanager
+def named_folder(source: ModelSource) -> Iterator[Path]:
+    """Yield the checkpoint's folder under the model's name, which gguf-py takes from it; the Hub's cache names a
+    folder by its commit.
+    """
     with tempfile.TemporaryDirectory(prefix="ggtool-") as folder:
         named = Path(folder) / source.name
         named.symlink_to(source.folder.resolve(), target_is_directory=True)
+        yield named
+
+
+def _load(source: ModelSource, n_params: int) -> Metadata:
+    with named_folder(source) as named:
         try:
             metadata = Metadata.load(model_path=named, total_params=n_params)
         except Exception as error:  # noqa: BLE001  # YAML of strangers fails in too many ways to list
@@ -80,11 +91,15 @@ def _load(source: ModelSource, n_params: int) -> Metadata:
 
 
 def _vocabulary(vocabulary: Vocabulary, writer: GGUFWriter) -> None:
-    writer.add_tokenizer_model("gpt2")
+    _further(vocabulary.first, writer)
+    writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
     for kind, number in vocabulary.special_ids.items():
         if add_id := getattr(writer, f"add_{kind}_token_id", None):
             add_id(number)
@@ -95,3 +110,11 @@ def _vocabulary(vocabulary: Vocabulary, writer: GGUFWriter) -> None:
         writer.add_chat_template(vocabulary.chat_template)
     if names := writer.kv_data[0].get(Keys.Tokenizer.CHAT_TEMPLATES):
         names.value.sort()  # out of a set, so otherwise in another order each time
+    _further(vocabulary.last, writer)
+
+
+def _further(values: Mapping[str, int | bool], writer: GGUFWriter) -> None:
+    for key, value in values.items():
+        writer.add_key_value(
+            key, value, GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32
+        )

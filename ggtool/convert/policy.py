@@ -1,6 +1,8 @@
 """Run by `tensor_types` as a program of its own: ask llama.cpp which types it would quantize a file's tensors to.
 
-    python policy.py LIBLLAMA FILE FTYPE...
+    python policy.py LIBLLAMA FILE RULES FTYPE...
+
+RULES is a JSON object: the fields of `QuantizeParams` to set, `tensor_types` as [regular expression, number] pairs.
 
 llama.cpp answers in its log, on stderr; a line `@FTYPE` goes before each answer. A process of its own, because
 an assertion in native code would end the caller, and because the log belongs to whoever set its callback there.
@@ -8,8 +10,12 @@ It imports the standard library only, which makes it start in a few hundredths o
 """
 
 import ctypes
+import json
 import os
 import sys
+from typing import Any
+
+_N_TYPES_MAX = 1 << 10  # any number that no tensor type has ends a list
 
 
 class QuantizeParams(ctypes.Structure):
@@ -34,7 +40,23 @@ class QuantizeParams(ctypes.Structure):
     )
 
 
-def main(library: str, file: str, ftypes: list[str]) -> int:
+class ImatrixData(ctypes.Structure):
+    """`struct llama_model_imatrix_data` of llama.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.POINTER(ctypes.c_float)),
+        ("size", ctypes.c_size_t),
+    )
+
+
+class TensorOverride(ctypes.Structure):
+    """`struct llama_model_tensor_override` of llama.h."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+
+def main(library: str, file: str, rules: dict[str, Any], ftypes: list[str]) -> int:
     """Log one dry run per ftype; return 1 as soon as llama.cpp refuses one."""
     llama = ctypes.CDLL(library)
     llama.llama_model_quantize_default_params.restype = QuantizeParams
@@ -42,6 +64,14 @@ def main(library: str, file: str, ftypes: list[str]) -> int:
     llama.llama_model_quantize.restype = ctypes.c_uint32
     params = llama.llama_model_quantize_default_params()
     params.dry_run = True
+    pairs = [TensorOverride(pattern.encode(), number) for pattern, number in rules.pop("tensor_types")]
+    overrides = (TensorOverride * (len(pairs) + 1))(*pairs, TensorOverride(None, _N_TYPES_MAX))
+    params.tt_overrides = ctypes.cast(overrides, ctypes.c_void_p) if pairs else None
+    # That there is an importance matrix changes some choices; what is in it changes none.
+    entries = (ImatrixData * 2)(ImatrixData(b"any", (ctypes.c_float * 1)(1.0), 1), ImatrixData(None, None, 0))
+    params.imatrix = ctypes.cast(entries, ctypes.c_void_p) if rules.pop("imatrix") else None
+    for field, value in rules.items():
+        setattr(params, field, value)
     for ftype in ftypes:
         os.write(2, f"\n@{ftype}\n".encode())
         params.ftype = int(ftype)
@@ -51,4 +81,4 @@ def main(library: str, file: str, ftypes: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))

@@ -1,20 +1,22 @@
 """From a checkpoint's tensors to the GGUF's: names, shapes and views checked, nothing read.
 
-The order is the checkpoint's own (shards, then names), which is the order upstream's converter writes.
+The order is the checkpoint's own (shards, then names), which is the order upstream's converter writes; tensors that
+follow from the config come before it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ggtool.checkpoint import FLOAT_TYPES, LazyTensor, widen
-from ggtool.convert.architectures import Architecture, Weight, product
+from ggtool.convert.architectures import Architecture, Weight, evaluate
 from ggtool.errors import SourceError
 
 _COMPARE_ROWS = 256
@@ -23,12 +25,16 @@ _BAND_BYTES = 1 << 21
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of the GGUF to be. `view` looks at the mapped checkpoint; all axes but the last count its rows."""
+    """A tensor of the GGUF to be. `view` looks at the mapped checkpoint; all axes but the last count its rows.
+
+    `plus` is added to every element, in float32.
+    """
 
     name: str
     source: LazyTensor
     view: npt.NDArray[Any]
     shape: tuple[int, ...]
+    plus: float = 0.0
 
     @property
     def n_rows(self) -> int:
@@ -42,6 +48,12 @@ class ModelTensor:
 
     def rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
         """Read rows begin to end as float32 (end - begin, n_per_row), C-contiguous."""
+        found = self._stored_rows(begin, end)
+        if self.plus:
+            found = found + np.float32(self.plus)  # what was read may be the mapped file itself
+        return found
+
+    def _stored_rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
         if self.view.ndim == 1:
             piece = self.view[None]
         elif self.view.ndim == 2:
@@ -60,18 +72,29 @@ class ModelTensor:
 
 
 def model_tensors(
-    row: Architecture, hparams: Mapping[str, int | float], weights: Mapping[str, LazyTensor]
+    row: Architecture,
+    hparams: Mapping[str, Any],
+    config: Mapping[str, Any],
+    weights: Mapping[str, LazyTensor],
 ) -> list[ModelTensor]:
     """Match the checkpoint with the architecture.
 
     Raises SourceError for a tensor that is missing, left over, of another shape or not made of floats.
     """
-    expected = dict(_expand(row, int(hparams["n_layer"]), len(weights)))
-    dropped = {name.format(block) for name in row.drop for block in range(int(hparams["n_layer"]))}
-    present = {name.removeprefix(row.strip): tensor for name, tensor in weights.items()}
-    if len(present) != len(weights):
-        raise SourceError(f"the checkpoint has tensors both with and without the prefix {row.strip!r}.")
-    if missing := [name for name, weight in expected.items() if name not in present and not weight.repeats]:
+    expected = dict(_expand(row, hparams, len(weights)))
+    dropped = {name.format(block) for name in row.drop for block in range(hparams["n_layer"])}
+    present = {
+        _stripped(name, row): tensor
+        for name, tensor in weights.items()
+        if not name.startswith(row.drop_under)
+    }
+    if len(present) != sum(not name.startswith(row.drop_under) for name in weights):
+        raise SourceError(f"the checkpoint has tensors both with and without the prefix {row.strip[0]!r}.")
+    if missing := [
+        name
+        for name, weight in expected.items()
+        if name not in present and not _may_be_absent(weight, hparams)
+    ]:
         raise SourceError(
             f"the checkpoint lacks {len(missing)} tensors of {len(expected)}, the first is {missing[0]}."
         )
@@ -79,47 +102,75 @@ def model_tensors(
         raise SourceError(
             f"the checkpoint has {len(extra)} tensors that no {row.gguf_name} has, the first is {present[extra[0]].name}."
         )
-    found = []
+    found = [_computed(name, values) for name, values in row.computed(hparams, config).items()]
     for name, tensor in present.items():
         if name in dropped:
             continue
         weight = expected[name]
         checked = _check(tensor, weight, hparams)
-        if not weight.repeats or not _same(tensor, present[weight.repeats]):
-            found.append(checked)
+        if weight.repeats and _same(tensor, present[weight.repeats]):
+            continue
+        if weight.only_copy:
+            raise SourceError(
+                f"{tensor.file}: tensor {tensor.name} is no copy of {weight.repeats}, and llama.cpp's "
+                f"{row.gguf_name} knows no other."
+            )
+        found.append(checked)
     return found
 
 
-def _expand(row: Architecture, n_layer: int, n_tensors: int) -> Iterator[tuple[str, Weight]]:
+def _may_be_absent(weight: Weight, hparams: Mapping[str, Any]) -> bool:
+    return bool(weight.repeats) and bool(hparams["tied"])
+
+
+def _stripped(name: str, row: Architecture) -> str:
+    for piece in row.strip:
+        name = name.replace(piece, "", 1)
+    return name
+
+
+def _computed(name: str, values: npt.NDArray[np.float32]) -> ModelTensor:
+    source = LazyTensor(name, "F32", values.shape, Path("config.json"), values, None, 0)
+    return ModelTensor(name, source, values, values.shape)
+
+
+def _expand(row: Architecture, hparams: Mapping[str, Any], n_tensors: int) -> Iterator[tuple[str, Weight]]:
+    n_layer = hparams["n_layer"]
     if n_layer > n_tensors:
         raise SourceError(
             f"config.json promises {n_layer} blocks and the checkpoint holds {n_tensors} tensors."
         )
     for name, weight in row.tensors.items():
+        if weight.when and not hparams[weight.when]:
+            continue
         if "{}" not in name:
             yield name, weight
             continue
         for block in range(n_layer):
-            yield (
-                name.format(block),
-                Weight(weight.name.format(block), weight.shape, weight.view, weight.repeats),
-            )
+            yield name.format(block), replace(weight, name=weight.name.format(block))
 
 
-def _check(tensor: LazyTensor, weight: Weight, hparams: Mapping[str, int | float]) -> ModelTensor:
+def _check(tensor: LazyTensor, weight: Weight, hparams: Mapping[str, Any]) -> ModelTensor:
     if tensor.dtype not in FLOAT_TYPES:
         raise SourceError(
             f"{tensor.file.name}: tensor {tensor.name} is made of {tensor.dtype} and not of floats."
         )
-    shape = tuple(product(part, hparams) for part in weight.shape.split())
-    view = weight.view(tensor.raw, hparams) if tensor.raw.ndim == len(shape) else None
+    shape = tuple(evaluate(part, hparams) for part in weight.shape.split())
+    view = _view(tensor, weight, hparams) if tensor.raw.ndim == len(shape) else None
     # A view may split the axes before the last; the rows must still be as many and as long.
     if view is None or view.shape[-1] != shape[-1] or view.size != math.prod(shape):
         raise SourceError(
             f"{tensor.file.name}: tensor {tensor.name} has the shape {tensor.shape}, and config.json makes "
             f"{weight.name} {shape}."
         )
-    return ModelTensor(weight.name, tensor, view, shape)
+    return ModelTensor(weight.name, tensor, view, shape, weight.plus)
+
+
+def _view(tensor: LazyTensor, weight: Weight, hparams: Mapping[str, Any]) -> npt.NDArray[Any] | None:
+    try:
+        return weight.view(tensor.raw, hparams)
+    except ValueError:  # no whole number of heads
+        return None
 
 
 def _same(tensor: LazyTensor, other: LazyTensor) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ggtool.artifact import read_header
 from ggtool.convert.ggml import quantize_rows, row_bytes, valid
@@ -26,7 +27,11 @@ from ggtool.formats import Format
 # 2 MiB of float32: large enough that Python's share of the time is nothing, small enough for a cache.
 _PIECE_WEIGHTS = 1 << 19
 
+_TOO_LARGE = 1e9  # no block scale, a float16, reaches this far
+
 Progress = Callable[[int, int, str], None]
+# Tensor -> importance of each weight of a row, float32 (n_matrices, n_per_row).
+Importance = Mapping[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class FileLayout:
     @property
     def n_bytes(self) -> int:
         """The size of the whole file, the padding behind the last tensor included."""
+        if not self.tensors:
+            return len(self.header)
         last = self.tensors[-1]
         return len(self.header) + aligned(last.offset + last.n_bytes)
 
@@ -56,6 +63,7 @@ class _Piece:
     tensor: ModelTensor
     begin: int
     end: int
+    importance: npt.NDArray[np.float32] | None
 
     @property
     def n_bytes(self) -> int:
@@ -67,6 +75,7 @@ def write_files(
     outputs: Sequence[tuple[Path, FileLayout]],
     threads: int,
     progress: Progress | None,
+    importance: Importance,
 ) -> None:
     """Fill the files at `outputs` (they exist and are empty); progress(done, total, tensor) counts bytes read.
 
@@ -80,11 +89,13 @@ def write_files(
             stack.callback(os.close, descriptor)
             _write_at(_Place(descriptor, path, 0), memoryview(layout.header))
             # What no tensor covers is padding and reads as zeros; the last of it may have no tensor behind it.
-            _write_at(_Place(descriptor, path, layout.n_bytes - 1), memoryview(b"\0"))
+            if layout.tensors:
+                _write_at(_Place(descriptor, path, layout.n_bytes - 1), memoryview(b"\0"))
             for placed in layout.tensors:
                 place = _Place(descriptor, path, len(layout.header) + placed.offset)
                 places[placed.name].setdefault(placed.type_name, []).append(place)
-        _run([piece for tensor in tensors for piece in _pieces(tensor)], places, threads, progress)
+        pieces = [piece for tensor in tensors for piece in _pieces(tensor, importance.get(tensor.name))]
+        _run(pieces, places, threads, progress)
 
 
 def verify(path: Path, layout: FileLayout) -> None:
@@ -120,10 +131,15 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
-def _pieces(tensor: ModelTensor) -> Iterator[_Piece]:
+def _pieces(tensor: ModelTensor, importance: npt.NDArray[np.float32] | None) -> Iterator[_Piece]:
     step = max(1, _PIECE_WEIGHTS // tensor.n_per_row)
-    for begin in range(0, tensor.n_rows, step):
-        yield _Piece(tensor, begin, min(begin + step, tensor.n_rows))
+    # Each matrix of a stack has an importance of its own, so no piece may lie across two.
+    n_matrices = 1 if importance is None else len(importance)
+    rows = tensor.n_rows // n_matrices
+    for matrix in range(n_matrices):
+        own = None if importance is None else importance[matrix]
+        for begin in range(matrix * rows, (matrix + 1) * rows, step):
+            yield _Piece(tensor, begin, min(begin + step, (matrix + 1) * rows), own)
 
 
 def _convert(piece: _Piece, places: Mapping[str, list[_Place]]) -> None:
@@ -131,11 +147,14 @@ def _convert(piece: _Piece, places: Mapping[str, list[_Place]]) -> None:
     rows = tensor.rows(piece.begin, piece.end)
     tensor.source.release()
     # A NaN or an infinity shows in the extremes; this is several times faster than isfinite on every weight.
-    if not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
+    extreme = max(-float(rows.min()), float(rows.max()))
+    if not np.isfinite(extreme):
         raise SourceError(f"{tensor.source.file}: tensor {tensor.source.name} holds a NaN or an infinity.")
     for type_name, targets in places.items():
-        data = quantize_rows(type_name, rows)
-        if type_name != "F32" and not valid(type_name, data):
+        # ggml's search for the best grid point ends the process where a square overflows.
+        fits = extreme < _TOO_LARGE or not type_name.startswith("IQ")
+        data = quantize_rows(type_name, rows, piece.importance) if fits else np.empty(0, np.uint8)
+        if not fits or (type_name != "F32" and not valid(type_name, data)):
             raise SourceError(
                 f"{tensor.source.file}: tensor {tensor.source.name} has weights too large for {type_name}."
             )

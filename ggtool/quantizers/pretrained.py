@@ -8,9 +8,10 @@ would fill what is missing with random numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,8 @@ Device = Literal["cpu", "cuda"]
 
 # Causal masks and rotary frequencies that older versions saved; the model makes its own.
 _BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$")
+# Parameter -> its name in checkpoints, where transformers renames one while it loads.
+_IN_FILES: Mapping[str, str] = MappingProxyType({"lm_head.weight": "embed_out.weight"})
 # What transformers raises when a checkpoint and its config do not fit, are damaged or need foreign code.
 _LOADER_ERRORS = (
     OSError,
@@ -99,7 +102,8 @@ def match_tensors(folder: Path, model: PreTrainedModel) -> dict[str, LazyTensor]
     found: dict[str, LazyTensor] = {}
     missing, used = [], set()
     for names in _tied_names(model):
-        stored = [key for name in names for key in (name, name.removeprefix(prefix)) if key in tensors]
+        known = (key for name in names for key in (name, name.removeprefix(prefix), _IN_FILES.get(name, "")))
+        stored = [key for key in known if key in tensors]
         stored = list(dict.fromkeys(stored))
         used.update(stored)
         if not stored:

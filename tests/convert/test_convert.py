@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gguf_tools import llama_quantize, tensor_bytes
+from gguf_tools import llama_quantize, random_imatrix, tensor_bytes
 from safetensors.numpy import load_file, save_file
 from tiny_models import END_OF_TEXT, N_CTX, N_EMBD, N_LAYER, N_VOCAB, TEXT, build_tiny_gpt2
 
 from ggtool.artifact import ArrayRef, open_artifact, read_header
 from ggtool.convert import Converted, convert, default_path, plan
+from ggtool.convert.options import Options
 from ggtool.errors import SourceError
-from ggtool.formats import find_qtype, qtypes
+from ggtool.formats import dense_qtypes, find_qtype
 from ggtool.source import ModelSource, from_folder
 
+WITHOUT_USE = {"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
 TOKENS = [11, 47, 300, 5, 511, 88, 402, 19, 260, 333, 71, 2, 490, 128, 64, 365]
 
 
@@ -33,15 +35,66 @@ def run(folder: Path, out: Path, *names: str, **options: object) -> list[Convert
 def all_files(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every quant type of the tiny model, out of one call."""
     out = tmp_path_factory.mktemp("all")
-    done = run(tiny_gpt2, out, *[row.name for row in qtypes()])
+    done = run(tiny_gpt2, out, *[row.name for row in dense_qtypes(with_imatrix=False)])
     return {item.plan.format.name: item.path for item in done}
 
 
 def test_every_type_is_byte_for_byte_what_llama_cpp_makes(all_files: dict[str, Path], tmp_path: Path) -> None:
-    targets = {row.ftype: tmp_path / f"{row.name}.gguf" for row in qtypes() if row.ftype is not None}
+    rows = dense_qtypes(with_imatrix=False)
+    targets = {row.ftype: tmp_path / f"{row.name}.gguf" for row in rows if row.ftype is not None}
     llama_quantize(all_files["F32"], targets)
-    for row in qtypes():
+    for row in rows:
         assert tensor_bytes(all_files[row.name]) == tensor_bytes(targets[row.ftype]), row.name
+
+
+# ggml makes tables of these types at first use, some ten seconds of work.
+SLOW_TO_BEGIN = {"IQ1_S", "IQ1_M", "IQ2_S", "IQ2_M"}
+
+
+@pytest.mark.parametrize(
+    "left_out", [SLOW_TO_BEGIN, pytest.param(set(), marks=pytest.mark.slow)], ids=["most", "all"]
+)
+def test_every_type_with_an_importance_matrix_is_byte_for_byte_what_llama_cpp_makes(
+    left_out: set[str], tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    small = narrow_inner(
+        tiny_gpt2, tmp_path / "small", 256
+    )  # some of these types take seconds a million weights
+    (f32,) = run(small, tmp_path, "f32")
+    imatrix = random_imatrix(f32.path)
+    rows = [row for row in dense_qtypes(with_imatrix=True) if row.name not in left_out]
+    made = run(small, tmp_path / "ours", *[row.name for row in rows], options=Options(imatrix=imatrix))
+    plain = run(small, tmp_path / "plain", *[row.name for row in dense_qtypes(with_imatrix=False)])
+    unweighted = {item.plan.format.name: tensor_bytes(item.path) for item in plain}
+    targets = {row.ftype: tmp_path / f"{row.name}.gguf" for row in rows if row.ftype is not None}
+    llama_quantize(f32.path, targets, imatrix)
+    changed = set()
+    for item in made:
+        row = item.plan.format
+        found = tensor_bytes(item.path)
+        assert found == tensor_bytes(targets[row.ftype]), row.name
+        if row.needs_imatrix:
+            assert np.isfinite(llama_logits(item.path)).all()
+        elif found != unweighted[row.name]:
+            changed.add(row.name)
+        keys = read_header(item.path).metadata
+        assert keys["quantize.imatrix.entries_count"] == len(imatrix.entries)
+        assert keys["quantize.imatrix.chunks_count"] == 2
+    # Ternary and one-bit types, and those of eight bits and more, have no use for it.
+    assert changed == unweighted.keys() - WITHOUT_USE
+
+
+def narrow_inner(model: Path, copy: Path, n_inner: int) -> Path:
+    """A copy of `model` whose feed-forward layers are cut to `n_inner`."""
+    folder = shutil.copytree(model, copy)
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if "mlp" in name]:
+        keep = (slice(None), slice(n_inner)) if name.endswith("c_fc.weight") else (slice(n_inner),)
+        if not name.endswith("c_proj.bias"):
+            weights[name] = np.ascontiguousarray(weights[name][keep])
+    save_file(weights, folder / "model.safetensors")
+    edit_json(folder / "config.json", n_inner=n_inner)
+    return folder
 
 
 @pytest.mark.parametrize("n_embd", [96, 40])
@@ -165,7 +218,7 @@ def llama_logits(path: Path) -> npt.NDArray[np.float32]:
 
 
 def test_plan_knows_the_exact_sizes(tiny_gpt2: Path, all_files: dict[str, Path]) -> None:
-    for item in plan(from_folder(tiny_gpt2), qtypes()):
+    for item in plan(from_folder(tiny_gpt2), dense_qtypes(with_imatrix=False)):
         artifact = open_artifact(all_files[item.format.name])
         assert item.n_bytes == artifact.n_bytes
         assert (item.weights_bytes, item.n_params) == (artifact.weights_bytes, artifact.n_params)
@@ -242,14 +295,7 @@ def test_shards_are_one_model(tiny_gpt2: Path, all_files: dict[str, Path], tmp_p
 
 
 def test_an_inner_width_of_its_own_is_written_and_loads(tiny_gpt2: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_gpt2, tmp_path / "inner")
-    weights = load_file(folder / "model.safetensors")
-    for name in [name for name in weights if "mlp" in name]:
-        keep = (slice(None), slice(512)) if name.endswith("c_fc.weight") else (slice(512),)
-        if not name.endswith("c_proj.bias"):
-            weights[name] = np.ascontiguousarray(weights[name][keep])
-    save_file(weights, folder / "model.safetensors")
-    edit_json(folder / "config.json", n_inner=512)
+    folder = narrow_inner(tiny_gpt2, tmp_path / "inner", 512)
     (made,) = run(folder, tmp_path, "q4_k_m")
     assert read_header(made.path).metadata["gpt2.feed_forward_length"] == 512
     assert np.isfinite(llama_logits(made.path)).all()

@@ -14,7 +14,7 @@ from gguf_tools import tensor_bytes
 from safetensors.numpy import load_file, save_file
 
 from ggtool.convert import convert, default_path
-from ggtool.formats import find_qtype, qtypes
+from ggtool.formats import dense_qtypes, find_qtype
 from ggtool.source import from_folder
 
 pytestmark = pytest.mark.oracle
@@ -80,7 +80,9 @@ def test_every_type_of_a_trained_model_is_what_the_llama_quantize_tool_makes(tmp
     if not tools:
         pytest.skip("GGTOOL_LLAMA_TOOLS is not set; run scripts/build-llama-tools")
     out = tmp_path / "ours"
-    made = convert(from_folder(REAL), qtypes(), lambda row: default_path("m", row, out))
+    made = convert(
+        from_folder(REAL), dense_qtypes(with_imatrix=False), lambda row: default_path("m", row, out)
+    )
     f32 = next(item.path for item in made if item.plan.format.name == "F32")
     for item in made:
         theirs = tmp_path / "theirs.gguf"

@@ -91,10 +91,7 @@ def test_a_broken_checkpoint_is_one_line_and_no_file(case: str, model: Path, tmp
 
 
 BROKEN_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another architecture": (
-        {"architectures": ["BertModel"]},
-        "architecture BertModel cannot be converted yet",
-    ),
+    "no architecture": ({"architectures": [], "model_type": "new"}, "config.json names no architecture"),
     "another activation": ({"activation_function": "relu"}, "activation_function = 'relu'"),
     "another scale": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
@@ -139,6 +136,15 @@ def fails(model: Path, out: Path, message: str) -> None:
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [1e20, -3e38])
+def test_weights_that_would_end_an_iq_quantizer_are_one_line(
+    value: float, model: Path, tmp_path: Path
+) -> None:
+    reweigh(model, put("h.1.mlp.c_proj.weight", value))
+    with pytest.raises(SourceError, match=r"h\.1\.mlp\.c_proj\.weight has weights too large for IQ3_S"):
+        run(model, tmp_path, "iq3_s")
+
+
 def test_existing_outputs_are_refused_before_any_work_and_replaced_by_force(
     tiny_gpt2: Path, tmp_path: Path
 ) -> None:
@@ -178,16 +184,17 @@ _LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from ggtool import convert as package
-from ggtool.convert import convert
+from ggtool.convert import convert, layout
 from ggtool.errors import OutputError
 from ggtool.formats import find_qtype
 from ggtool.source import from_folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-real = getattr(package, sys.argv[3])
-def limited(*arguments):
+owner = package if hasattr(package, sys.argv[3]) else layout
+real = getattr(owner, sys.argv[3])
+def limited(*arguments, **options):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000,) * 2)
-    return real(*arguments)
-setattr(package, sys.argv[3], limited)
+    return real(*arguments, **options)
+setattr(owner, sys.argv[3], limited)
 try:
     convert(from_folder(Path(sys.argv[1])), [find_qtype("q4_0"), find_qtype("q8_0")], lambda row: Path(sys.argv[2]) / row.name)
 except OutputError as error:
@@ -254,8 +261,8 @@ def test_a_file_that_is_not_as_planned_never_gets_its_name(
 ) -> None:
     from ggtool import convert as package
 
-    def write_and_spoil(tensors: Any, outputs: Any, threads: int, progress: Any) -> None:
-        real(tensors, outputs, threads, progress)
+    def write_and_spoil(tensors: Any, outputs: Any, *others: Any) -> None:
+        real(tensors, outputs, *others)
         with outputs[0][0].open("r+b") as file:
             file.truncate(outputs[0][1].n_bytes - 64)
 

@@ -1,0 +1,106 @@
+"""An importance matrix from a model and a text: llama.cpp runs, the sums become llama.cpp's own file format."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ggtool.artifact import read_header
+from ggtool.backends import LoadOptions
+from ggtool.backends.llama_imatrix import collect_inputs
+from ggtool.cache import gguf_cache
+from ggtool.convert import convert
+from ggtool.convert.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from ggtool.errors import UsageError
+from ggtool.formats import find_qtype
+from ggtool.source import ModelSource
+
+DEFAULT_N_CTX = 512
+
+# stage ("converting", "calibrating"), done, total
+Progress = Callable[[str, int, int], None]
+
+
+def compute_imatrix(
+    model: Path,
+    data: Path,
+    options: LoadOptions,
+    *,
+    n_chunks: int = 0,
+    output: bool = False,
+    progress: Progress | None = None,
+) -> ImportanceMatrix:
+    """Run the GGUF at `model` over chunks of options.n_ctx tokens of the text file `data`; 0 chunks is all of it.
+
+    Raises what `ggtool.backends.llama_imatrix.collect_inputs` raises, and UsageError for a text that is none.
+    """
+    found, n_chunks = collect_inputs(
+        model,
+        read_text(data),
+        options,
+        n_chunks=n_chunks,
+        output=output,
+        progress=None if progress is None else lambda done, total: progress("calibrating", done, total),
+    )
+    entries = {name: Entry(item.sums.astype(np.float32), item.counts) for name, item in found.items()}
+    return ImportanceMatrix("", entries, (str(data),), n_chunks, options.n_ctx)
+
+
+def calibrate(
+    source: ModelSource,
+    data: Path,
+    threads: int,
+    *,
+    n_ctx: int = DEFAULT_N_CTX,
+    n_chunks: int = 0,
+    output: bool = False,
+    progress: Progress | None = None,
+) -> ImportanceMatrix:
+    """Return the importance matrix of a checkpoint at its own precision over `data`, from the cache if it is there.
+
+    Chunks have n_ctx tokens, or as many as the model was trained on if that is less.
+    The model runs as a GGUF of the checkpoint's precision, F32 or BF16, which stays in the cache too.
+    """
+    digest = hashlib.sha256(f"{n_ctx} {n_chunks} {output} {read_text(data)}".encode())
+    path = gguf_cache(source.sha256) / f"{source.name}-{digest.hexdigest()[:16]}-imatrix.gguf"
+    if not path.exists():
+        model = full_precision(source, threads, progress)
+        header = read_header(model)
+        trained = header.metadata.get(f"{header.architecture}.context_length", n_ctx)
+        options = LoadOptions(min(n_ctx, trained), threads)
+        made = compute_imatrix(model, data, options, n_chunks=n_chunks, output=output, progress=progress)
+        write_imatrix(path, made, force=True)
+    # The name goes into every file made with it; where the cache is does not belong there.
+    return replace(read_imatrix(path), name=path.name)
+
+
+def full_precision(source: ModelSource, threads: int, progress: Progress | None = None) -> Path:
+    """Return the checkpoint as a GGUF that has its own precision, out of the cache or made for it."""
+    narrow = all(tensor.dtype == "BF16" for tensor in source.weights.values())
+    row = find_qtype("bf16" if narrow else "f32")
+    path = gguf_cache(source.sha256) / f"{source.name}-{row.name}.gguf"
+    if not path.exists():
+        convert(
+            source,
+            [row],
+            lambda _: path,
+            force=True,
+            threads=threads,
+            progress=None if progress is None else lambda done, total, _: progress("converting", done, total),
+        )
+    return path
+
+
+def read_text(path: Path) -> str:
+    """Read a calibration text; UsageError for a file that is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no UTF-8 text.") from None
+    return text.removesuffix("\n")  # as llama.cpp's tools read a file
