@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ggtool.artifact import read_header
 from ggtool.backends import LoadOptions
 from ggtool.backends.llama_imatrix import collect_inputs
 from ggtool.cache import gguf_cache
@@ -17,6 +16,7 @@ from ggtool.convert import convert
 from ggtool.convert.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
 from ggtool.errors import UsageError
 from ggtool.formats import find_qtype
+from ggtool.gguf_header import read_header
 from ggtool.source import ModelSource
 
 DEFAULT_N_CTX = 512

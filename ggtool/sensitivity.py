@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.artifact import TensorInfo, read_header
 from ggtool.atomic import scratch_file
 from ggtool.backends import LoadOptions
 from ggtool.backends.llama_cpp import LlamaCppBackend
@@ -23,6 +22,7 @@ from ggtool.convert.distortion import round_trip
 from ggtool.convert.ggml import quantize_rows
 from ggtool.convert.tensors import ModelTensor
 from ggtool.errors import UsageError
+from ggtool.gguf_header import TensorInfo, read_header
 
 N_CTX = 512
 _PIECE_WEIGHTS = 1 << 20

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggtool.artifact import TENSOR_TYPES
 from ggtool.atomic import atomic_output
 from ggtool.cache import gguf_cache
 from ggtool.calibration import full_precision, read_text
@@ -34,6 +33,7 @@ from ggtool.convert.tensors import ModelTensor
 from ggtool.convert.write import Importance
 from ggtool.errors import UsageError
 from ggtool.formats import Format, find_qtype
+from ggtool.gguf_header import TENSOR_TYPES
 from ggtool.sensitivity import measure_divergences
 from ggtool.source import ModelSource
 

@@ -15,8 +15,9 @@ from gguf.constants import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggtool.artifact import DEFAULT_ALIGNMENT, ArrayRef, is_matrix, open_artifact, read_header
+from ggtool.artifact import is_matrix, open_artifact
 from ggtool.errors import ArtifactError
+from ggtool.gguf_header import DEFAULT_ALIGNMENT, ArrayRef, read_header
 
 ROWS = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
 

@@ -23,7 +23,7 @@ MAIN = {"IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S"
 
 
 def test_nominal_bits_agree_with_llama_cpp() -> None:
-    from ggtool.artifact import TENSOR_TYPES
+    from ggtool.gguf_header import TENSOR_TYPES
 
     sizes = {name: 8 * n_bytes / block for name, block, n_bytes in TENSOR_TYPES.values()}
     for row in qtypes():

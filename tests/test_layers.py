@@ -9,7 +9,16 @@ PACKAGE = Path(__file__).parent.parent / "ggtool"
 
 LAYERS = {
     0: {"", "errors", "formats", "results", "atomic", "environment", "cache"},
-    1: {"checkpoint", "pickled", "source", "artifact", "corpus", "quantizers.__init__", "backends.__init__"},
+    1: {
+        "checkpoint",
+        "pickled",
+        "source",
+        "artifact",
+        "gguf_header",
+        "corpus",
+        "quantizers.__init__",
+        "backends.__init__",
+    },
     2: {"convert", "quantizers", "kernels", "backends", "metrics"},
     3: {"calibration", "sensitivity", "targeting", "job", "measure", "worker", "plan", "evaluate"},
     4: {"report", "chat"},

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import llama_cpp.llama_cpp as lib
 
-from ggtool.artifact import GGUFHeader
 from ggtool.backends.llama_model import Pointer
+from ggtool.gguf_header import GGUFHeader
 
 _BUFFER = re.compile(r"(?:KV|RS|state) buffer size = +([0-9.]+) MiB")
 _LOG_STEP_MIB = 0.01

@@ -11,10 +11,10 @@ import numpy as np
 from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
-from ggtool.artifact import ArrayRef, GGUFHeader, read_header
 from ggtool.checkpoint import LazyTensor
 from ggtool.convert.tensors import ModelTensor
 from ggtool.errors import ArtifactError
+from ggtool.gguf_header import ArrayRef, GGUFHeader, read_header
 
 # F64 aside: no converter writes it.
 _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {

@@ -17,8 +17,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.artifact import TENSOR_TYPES
 from ggtool.errors import ArtifactError
+from ggtool.gguf_header import TENSOR_TYPES
 
 _NUMBERS: Mapping[str, int] = MappingProxyType(
     {name: number for number, (name, _, _) in TENSOR_TYPES.items()}

@@ -15,9 +15,9 @@ from typing import Any
 from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
-from ggtool.artifact import DEFAULT_ALIGNMENT, MAGIC, TENSOR_TYPES
 from ggtool.convert.ggml import row_bytes
 from ggtool.errors import SourceError
+from ggtool.gguf_header import DEFAULT_ALIGNMENT, MAGIC, TENSOR_TYPES
 
 _VERSION = 3
 _NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
-from ggtool.artifact import MAGIC, GGUFHeader, read_header
 from ggtool.atomic import atomic_output
 from ggtool.convert.header import aligned, encode, place
 from ggtool.errors import ArtifactError, UsageError
+from ggtool.gguf_header import MAGIC, GGUFHeader, read_header
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _CHUNK_COUNT, _CHUNK_SIZE, _DATASETS = "imatrix.chunk_count", "imatrix.chunk_size", "imatrix.datasets"

@@ -13,7 +13,7 @@ from pathlib import Path
 from gguf.constants import GGUFValueType, Keys
 from gguf.gguf_writer import GGUFValue
 
-from ggtool.artifact import FLOAT_TENSOR_TYPES, TENSOR_TYPES
+from ggtool.artifact import FLOAT_TENSOR_TYPES
 from ggtool.convert.header import PlacedTensor, aligned, encode, place
 from ggtool.convert.imatrix import match_entries, requires_imatrix
 from ggtool.convert.memory import count_kv_cache
@@ -24,6 +24,7 @@ from ggtool.convert.tensor_types import choose
 from ggtool.convert.write import FileLayout, Importance
 from ggtool.errors import UsageError
 from ggtool.formats import Format
+from ggtool.gguf_header import TENSOR_TYPES
 
 _BLOCKS = {name: block for name, block, _ in TENSOR_TYPES.values()}
 

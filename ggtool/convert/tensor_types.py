@@ -16,12 +16,12 @@ from pathlib import Path
 
 from gguf.gguf_writer import GGUFValue
 
-from ggtool.artifact import TENSOR_TYPES
 from ggtool.convert.ggml import library_path
 from ggtool.convert.header import encode, place
 from ggtool.convert.options import TypeRules
 from ggtool.errors import ArtifactError, OutputError, UsageError
 from ggtool.formats import Format
+from ggtool.gguf_header import TENSOR_TYPES
 
 # "[   3/  63] token_embd.weight - [ 256, 512, 1, 1], type = f32, size = 0.50 MiB -> 0.10 MiB (q6_K)"; a tensor
 # that stays as it is has no arrow and no type.

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.artifact import read_header
 from ggtool.convert.ggml import quantize_rows, row_bytes, valid
 from ggtool.convert.header import PlacedTensor, aligned
 from ggtool.convert.tensors import ModelTensor
 from ggtool.errors import ArtifactError, OutputError, SourceError
 from ggtool.formats import Format
+from ggtool.gguf_header import read_header
 
 # 2 MiB of float32: large enough that Python's share of the time is nothing, small enough for a cache.
 _PIECE_WEIGHTS = 1 << 19

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ggtool.artifact import is_matrix, read_header
+from ggtool.artifact import is_matrix
 from ggtool.convert.imatrix import Entry, ImportanceMatrix
+from ggtool.gguf_header import read_header
 
 
 class _Data(ctypes.Structure):

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 from tiny_families import CHAT, FAMILIES
 from tiny_models import TEXT
 
-from ggtool.artifact import ArrayRef, GGUFHeader, read_header
 from ggtool.convert import convert
 from ggtool.convert.architectures import ARCHITECTURES
 from ggtool.corpus import tokenize
 from ggtool.errors import SourceError
 from ggtool.formats import find_qtype
+from ggtool.gguf_header import ArrayRef, GGUFHeader, read_header
 from ggtool.source import from_folder
 
 Family = Callable[[str], Path]

@@ -16,9 +16,9 @@ import pytest
 from gguf_tools import tensor_bytes
 from tiny_families import FAMILIES
 
-from ggtool.artifact import ArrayRef, read_header
 from ggtool.convert import convert
 from ggtool.formats import find_qtype
+from ggtool.gguf_header import ArrayRef, read_header
 from ggtool.source import from_folder
 
 pytestmark = pytest.mark.oracle

@@ -15,11 +15,12 @@ from gguf_tools import llama_quantize, random_imatrix, tensor_bytes
 from safetensors.numpy import load_file, save_file
 from tiny_models import END_OF_TEXT, N_CTX, N_EMBD, N_LAYER, N_VOCAB, TEXT, build_tiny_gpt2
 
-from ggtool.artifact import ArrayRef, open_artifact, read_header
+from ggtool.artifact import open_artifact
 from ggtool.convert import Converted, convert, default_path, plan
 from ggtool.convert.options import Options
 from ggtool.errors import SourceError
 from ggtool.formats import dense_qtypes, find_qtype
+from ggtool.gguf_header import ArrayRef, read_header
 from ggtool.source import ModelSource, from_folder
 
 WITHOUT_USE = {"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from ggtool.artifact import TENSOR_TYPES
 from ggtool.convert.ggml import library_path, quantize_rows, row_bytes, valid
+from ggtool.gguf_header import TENSOR_TYPES
 
 ROWS = np.random.default_rng(3).standard_normal((12, 512)).astype(np.float32)
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gguf_tools import random_imatrix, tensor_bytes
 
-from ggtool.artifact import read_header
 from ggtool.convert import convert, default_path
 from ggtool.convert.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
 from ggtool.convert.options import Options
 from ggtool.errors import ArtifactError, UsageError
 from ggtool.formats import find_qtype
+from ggtool.gguf_header import read_header
 from ggtool.source import from_folder
 
 EXPERTS = Entry(np.arange(12, dtype=np.float32).reshape(3, 4), np.array([2, 0, 4]))

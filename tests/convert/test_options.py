@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from gguf_tools import llama_quantize, tensor_bytes
 
-from ggtool.artifact import TENSOR_TYPES, open_artifact, read_header
+from ggtool.artifact import open_artifact
 from ggtool.convert import Converted, convert, plan
 from ggtool.convert.options import Options, TypeRules
 from ggtool.convert.tensor_types import find_tensor_type
 from ggtool.errors import OutputError, UsageError
 from ggtool.formats import dense_qtypes, find_qtype
+from ggtool.gguf_header import TENSOR_TYPES, read_header
 from ggtool.source import from_folder
 
 NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ggtool.artifact import read_header
 from ggtool.convert import Converted, convert, default_path
 from ggtool.errors import GgtoolError, OutputError, SourceError, UsageError
 from ggtool.formats import FORMATS, find_qtype
+from ggtool.gguf_header import read_header
 from ggtool.source import ModelSource, from_folder
 
 Weights = dict[str, npt.NDArray[Any]]
