@@ -152,7 +152,7 @@ def compiled(model: GPT2LMHeadModel, ids: Tensor, spans: Iterable[int]) -> LossF
     """Return next_token_loss, compiled for each span if that works here."""
     if ids.device.type == "cuda":  # measured on a CPU: no faster than eager
         try:
-            step = torch.compile(next_token_loss)
+            step = torch.compile(next_token_loss, dynamic=False)
             for span in spans:  # outside the time budget
                 step(model, ids, span).backward()
             return step
@@ -171,9 +171,9 @@ def gradient(
     loss_of: LossFunction,
     parts: Sequence[Tensor],
     span: int,
-    workers: ThreadPoolExecutor,
+    run: Callable[..., Iterable[Tensor]],
 ) -> Tensor:
-    """Leave in the model the clipped gradient of one batch, given in parts; return its loss."""
+    """Leave in the model the clipped gradient of one batch; `run` maps over its parts. Return its loss."""
     n_windows = sum(len(part) for part in parts)
     # PyTorch's fused attention for CPUs is the slower one on short pieces.
     short_on_cpu = parts[0].device.type == "cpu" and span <= 128
@@ -185,7 +185,7 @@ def gradient(
         return loss.detach()
 
     model.zero_grad()
-    loss = sum(workers.map(backward, parts))
+    loss = sum(run(backward, parts))
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     return loss
 
@@ -195,7 +195,7 @@ def train(model: GPT2LMHeadModel, tokens: Tensor, validation: Tensor, args: argp
     stream = batches(tokens, args.batch, args.n_ctx)
     optimizers = make_optimizers(model, args)
     loss_of = compiled(model.train(), next(stream), {args.short_ctx, args.n_ctx})
-    workers = ThreadPoolExecutor(args.workers)
+    run = map if args.workers == 1 else ThreadPoolExecutor(args.workers).map
     per_step = args.batch * args.n_ctx
     losses: list[Tensor] = []  # since the last line printed
     step = 0
@@ -207,7 +207,7 @@ def train(model: GPT2LMHeadModel, tokens: Tensor, validation: Tensor, args: argp
             break
         span = args.short_ctx if progress < SHORT_UNTIL else args.n_ctx
         parts = next(stream).chunk(args.workers)
-        losses.append(gradient(model, loss_of, parts, span, workers))
+        losses.append(gradient(model, loss_of, parts, span, run))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * learning_rate(progress)
@@ -322,7 +322,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train", type=Path, required=True, help="training text, .xz or plain")
     parser.add_argument("--heldout", type=Path, required=True, help="text scored at the end")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--minutes", type=float, default=8, help="training loop's time")
+    parser.add_argument("--minutes", type=float, default=100, help="training loop's time")
     parser.add_argument("--steps", type=int, help="train so many steps instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n-embd", type=int, default=256)
@@ -331,8 +331,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--n-ctx", type=int, default=512)
     parser.add_argument("--short-ctx", type=int, default=128, help="a divisor of n_ctx")
     parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--batch", type=int, default=16, help="windows of n_ctx tokens a step")
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--batch", type=int, default=8, help="windows of n_ctx tokens a step")
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.0, help="0.1 pays past a few epochs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
