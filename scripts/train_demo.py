@@ -154,7 +154,7 @@ def compiled(model: GPT2LMHeadModel, ids: Tensor, spans: Iterable[int]) -> LossF
         try:
             step = torch.compile(next_token_loss, dynamic=False)
             for span in spans:  # outside the time budget
-                step(model, ids, span).backward()
+                gradient(model, step, [ids], span, map)
             return step
         except Exception as error:  # noqa: BLE001 - whatever the compiler's trouble is, eager still trains
             print(f"torch.compile not used: {type(error).__name__}: {str(error)[:200]}")
