@@ -39,6 +39,11 @@ class Text:
         """Of the text as tokenized, in UTF-8."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    @cached_property
+    def words_per_byte(self) -> float:
+        """How many words, as blanks divide them, a byte of the text holds."""
+        return len(self.text.split()) / len(self.text.encode())
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -55,7 +55,6 @@ def _measure(what: Plan, target: Target, folder: Path, progress: Progress) -> Ev
 
 def _job(what: Plan, target: Target, task: Task, folder: Path) -> Job:
     request = what.request
-    text = what.text.text
     # A model is its own reference: there is nothing to compare.
     reference = what.reference if what.reference != target else None
     return Job(
@@ -71,7 +70,7 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> Job:
         protocol=request.protocol,
         stride=request.stride,
         n_chunks=request.n_chunks,
-        words_per_byte=len(text.split()) / len(text.encode()),
+        words_per_byte=what.text.words_per_byte,
         reference_format=None if reference is None else asdict(reference.format),
         reference_path="" if reference is None else str(reference.path),
         reference_components="all" if reference is None else reference.components,
