@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 
@@ -22,6 +21,8 @@ def gguf_cache(source_sha256: str) -> Path:
 
 
 def _makers_sha256() -> str:
+    from importlib.metadata import version  # with what it imports, 15 ms that most commands need not spend
+
     digest = hashlib.sha256(version("llama-cpp-python").encode())
     for file in sorted((Path(__file__).parent / "convert").rglob("*.py")):
         digest.update(file.read_bytes())

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from ggtool.backends import LoadOptions
-from ggtool.backends.llama_imatrix import collect_inputs
 from ggtool.cache import gguf_cache
 from ggtool.convert import convert
 from ggtool.convert.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
@@ -38,6 +37,9 @@ def compute_imatrix(
 
     Raises what `ggtool.backends.llama_imatrix.collect_inputs` raises, and UsageError for a text that is none.
     """
+    # llama_cpp takes 0.15 s to import, and a conversion without calibration needs none of it.
+    from ggtool.backends.llama_imatrix import collect_inputs
+
     found, n_chunks = collect_inputs(
         model,
         read_text(data),
@@ -65,8 +67,7 @@ def calibrate(
     Chunks have n_ctx tokens, or as many as the model was trained on if that is less.
     The model runs as a GGUF of the checkpoint's precision, F32 or BF16, which stays in the cache too.
     """
-    digest = hashlib.sha256(f"{n_ctx} {n_chunks} {output} {read_text(data)}".encode())
-    path = gguf_cache(source.sha256) / f"{source.name}-{digest.hexdigest()[:16]}-imatrix.gguf"
+    path = cached_imatrix(source, data, n_ctx=n_ctx, n_chunks=n_chunks, output=output)
     if not path.exists():
         model = full_precision(source, threads, progress)
         header = read_header(model)
@@ -76,6 +77,14 @@ def calibrate(
         write_imatrix(path, made, force=True)
     # The name goes into every file made with it; where the cache is does not belong there.
     return replace(read_imatrix(path), name=path.name)
+
+
+def cached_imatrix(
+    source: ModelSource, data: Path, *, n_ctx: int = DEFAULT_N_CTX, n_chunks: int = 0, output: bool = False
+) -> Path:
+    """Return where the cache has, or will have, the importance matrix that `calibrate` makes."""
+    digest = hashlib.sha256(f"{n_ctx} {n_chunks} {output} {read_text(data)}".encode())
+    return gguf_cache(source.sha256) / f"{source.name}-{digest.hexdigest()[:16]}-imatrix.gguf"
 
 
 def full_precision(source: ModelSource, threads: int, progress: Progress | None = None) -> Path:

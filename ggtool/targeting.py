@@ -34,7 +34,6 @@ from ggtool.convert.write import Importance
 from ggtool.errors import UsageError
 from ggtool.formats import Format, find_qtype
 from ggtool.gguf_header import TENSOR_TYPES
-from ggtool.sensitivity import measure_divergences
 from ggtool.source import ModelSource
 
 # Types worth having, by block size: K and IQ types where rows hold whole blocks of 256, else those of 32.
@@ -182,6 +181,9 @@ def _sensitivity(
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = gguf_cache(source.sha256) / f"{source.name}-{key}-divergences.json"
     if not path.exists():
+        # llama_cpp takes 0.15 s to import, which a conversion without a target need not wait for.
+        from ggtool.sensitivity import measure_divergences
+
         divergences = measure_divergences(
             full_precision(source, threads, progress),
             tensors,

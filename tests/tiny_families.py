@@ -120,11 +120,11 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any], Vocabulary]] = {
 }
 
 
-def build_tiny(name: str, folder: Path) -> Path:
-    """Write the model of FAMILIES called `name` into `folder`."""
+def build_tiny(name: str, folder: Path, **sizes: int) -> Path:
+    """Write the model of FAMILIES called `name` into `folder`, with other `sizes` in its config if given."""
     kind, changes, write_vocabulary = FAMILIES[name]
     suffix = "TextConfig" if kind == "Gemma3" else "Config"
-    config = getattr(transformers, f"{kind}{suffix}")(**{**TINY_SIZES, **changes})
+    config = getattr(transformers, f"{kind}{suffix}")(**{**TINY_SIZES, **changes, **sizes})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, f"{kind}ForCausalLM")(config)

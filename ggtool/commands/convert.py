@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggtool.atomic import atomic_symlink, refuse_existing
-from ggtool.calibration import calibrate
 from ggtool.commands.console import Update, notifier, progress_bar, stdout
 from ggtool.convert import DEFAULT_FOLDER, Converted, Plan, convert, default_path, plan
 from ggtool.convert.imatrix import ImportanceMatrix, read_imatrix
@@ -124,6 +123,8 @@ def _make(
 ) -> tuple[list[Converted], Recipe | None]:
     threads = request.threads or usable_cpus()
     if request.calibration:
+        from ggtool.calibration import calibrate
+
         made = calibrate(
             source,
             request.calibration,

@@ -66,7 +66,9 @@ class ModelTensor:
         found = np.empty((end - begin, self.n_per_row), np.float32)
         step = max(1, _BAND_BYTES // abs(piece.strides[-1] or 1))
         for at in range(0, self.n_per_row, step):
-            found[:, at : at + step] = widen(piece[:, at : at + step], self.source.dtype)
+            # Out of the file in its own order first: its columns may lie a page apart, which a cache handles badly.
+            band = np.ascontiguousarray(piece[:, at : at + step].T)
+            found[:, at : at + step] = widen(band, self.source.dtype).T
             self.source.release()
         return found
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ggtool.artifact import FLOAT_TENSOR_TYPES
 from ggtool.convert.ggml import quantize_rows, row_bytes, valid
 from ggtool.convert.header import PlacedTensor, aligned
 from ggtool.convert.tensors import ModelTensor
@@ -28,6 +29,7 @@ from ggtool.gguf_header import read_header
 _PIECE_WEIGHTS = 1 << 19
 
 _TOO_LARGE = 1e9  # no block scale, a float16, reaches this far
+_LARGEST_HALF = 65504.0
 
 Progress = Callable[[int, int, str], None]
 # Tensor -> importance of each weight of a row, float32 (n_matrices, n_per_row).
@@ -154,7 +156,9 @@ def _convert(piece: _Piece, places: Mapping[str, list[_Place]]) -> None:
         # ggml's search for the best grid point ends the process where a square overflows.
         fits = extreme < _TOO_LARGE or not type_name.startswith("IQ")
         data = quantize_rows(type_name, rows, piece.importance) if fits else np.empty(0, np.uint8)
-        if not fits or (type_name != "F32" and not valid(type_name, data)):
+        # A float type can only overflow; where it cannot, looking at each value again would tell nothing.
+        sure = type_name == "F32" or (type_name in FLOAT_TENSOR_TYPES and extreme <= _LARGEST_HALF)
+        if not fits or not (sure or valid(type_name, data)):
             raise SourceError(
                 f"{tensor.source.file}: tensor {tensor.source.name} has weights too large for {type_name}."
             )

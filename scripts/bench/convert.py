@@ -100,6 +100,7 @@ def make_checkpoint(folder: Path, shape: str, tokenizer: Path) -> Path:
 
 def run(*commands: Sequence[object]) -> tuple[float, int]:
     """Run commands one after another; return seconds for all and the largest peak RSS of one, in bytes."""
+    os.sync()  # what the other tool left unwritten is not this one's wait
     started, peak = time.monotonic(), 0
     for command in commands:
         process = subprocess.Popen(

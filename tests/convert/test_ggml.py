@@ -33,6 +33,22 @@ def test_the_simple_types_are_those_of_gguf_py_byte_for_byte(name: str) -> None:
     assert quantize_rows(name, ROWS).tobytes() == quants.quantize(ROWS, GGMLQuantizationType[name]).tobytes()
 
 
+def test_halves_are_those_of_libggml_base_even_where_they_are_subnormal_or_ties() -> None:
+    import ctypes
+
+    random = np.random.default_rng(4)
+    some = random.integers(0, 2**32, 1 << 20, dtype=np.uint32).view(np.float32)
+    halves = random.integers(0, 0x7BFF, 1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = halves + np.spacing(halves.astype(np.float16)).astype(np.float32) / 2
+    values = np.concatenate([some[np.abs(some) <= 65504], 1e-6 * ROWS.ravel(), halves, ties[ties < 65504]])
+    rows = np.concatenate([values, -values])[None]
+    theirs = np.empty(rows.size, np.uint16)
+    ggml = ctypes.CDLL(str(library_path("ggml-base")))
+    ggml.ggml_fp32_to_fp16_row.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    ggml.ggml_fp32_to_fp16_row(rows.ctypes.data, theirs.ctypes.data, rows.size)
+    assert quantize_rows("F16", rows).tobytes() == theirs.tobytes()
+
+
 def test_the_table_of_types_is_ggmls_own() -> None:
     import ctypes
 

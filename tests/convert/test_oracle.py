@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from gguf_tools import tensor_bytes
+from gguf_tools import llama_quantize, random_imatrix, tensor_bytes
 from safetensors.numpy import load_file, save_file
+from tiny_models import build_tiny_gpt2
 
 from ggtool.convert import convert, default_path
+from ggtool.convert.options import Options
 from ggtool.formats import dense_qtypes, find_qtype
 from ggtool.source import from_folder
 
@@ -65,6 +67,40 @@ def test_the_whole_file_is_upstreams(
     theirs = convert_with_llama_cpp(model, outtype, tmp_path / "theirs.gguf", known_vocabulary=False)
     (ours,) = convert(from_folder(model), [find_qtype(outtype)], lambda row: tmp_path / "ours.gguf")
     assert ours.path.read_bytes() == theirs.read_bytes()
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def wide_enough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose rows hold whole blocks of 256, so that no type falls back.
+
+    The Llama has four query heads to one of keys and values, for which llama.cpp chooses other types.
+    """
+    if request.param == "gpt2":
+        return build_tiny_gpt2(tmp_path_factory.mktemp("wide") / "gpt2", n_layer=4)
+    from tiny_families import build_tiny
+
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    folder = tmp_path_factory.mktemp("wide") / "llama"
+    return build_tiny("llama", folder, **sizes, num_attention_heads=8, num_key_value_heads=2)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["without-imatrix", "with-imatrix"])
+def test_every_type_of_either_shape_is_what_llama_cpp_makes(
+    wide_enough: Path, weighted: bool, tmp_path: Path
+) -> None:
+    source = from_folder(wide_enough)
+    (f32,) = convert(source, [find_qtype("f32")], lambda row: tmp_path / "f32.gguf")
+    imatrix = random_imatrix(f32.path) if weighted else None
+    rows = dense_qtypes(with_imatrix=weighted)
+    made = convert(
+        source, rows, lambda row: default_path("m", row, tmp_path), options=Options(imatrix=imatrix)
+    )
+    theirs = tmp_path / "theirs.gguf"
+    for item in made:
+        row = item.plan.format
+        assert row.ftype is not None
+        llama_quantize(f32.path, {row.ftype: theirs}, imatrix)
+        assert tensor_bytes(item.path) == tensor_bytes(theirs), row.name
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/models/gpt2-wiki-51m is not here")
