@@ -1,9 +1,8 @@
 """Products with an int8 matrix that has one float32 scale per row: W = codes * scales[:, None].
 
-The product is computed in float32 whatever the activations are: int8 widens to float32 exactly and the
-scales go on the sums, so nothing is rounded that a float32 product would not round. torch's own
-`_weight_int8pack_mm` is not used: in bfloat16 it rounds activations, scales and results (relative error 3e-3,
-measured), and in float32 it runs a scalar loop.
+int8 widens to float32 exactly and the scales go on the sums, so nothing is rounded that a float32 product
+would not round. torch's own `_weight_int8pack_mm` is not used: in bfloat16 it rounds activations, scales and
+results (relative error 3e-3, measured), and in float32 it runs a scalar loop.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Float32 bytes of codes widened at once. Small enough for a last-level cache, large enough that starting the
-# threads for each panel costs little: for one token, 1 MiB and whole matrices both took twice as long.
-PANEL_BYTES = 4 << 20
+from ggtool.kernels import panels
 
 
 def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -23,14 +20,7 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None)
     Inference only: no gradient flows.
     """
     n_rows, n_columns = codes.shape
-    flat = x.reshape(-1, n_columns).to(torch.float32)
-    sums = flat.new_empty(len(flat), n_rows)
-    step = max(1, PANEL_BYTES // (4 * n_columns))
-    for start in range(0, n_rows, step):
-        panel = codes[start : start + step].to(torch.float32)
-        torch.mm(flat, panel.t(), out=sums[:, start : start + step])
-    y = sums.mul_(scales) if bias is None else torch.addcmul(bias.to(torch.float32), sums, scales)
-    return y.to(x.dtype).reshape(*x.shape[:-1], n_rows)
+    return panels.matmul(x, (n_rows, n_columns), lambda rows: codes[rows].to(torch.float32), bias, scales)
 
 
 def matmul_reference(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:

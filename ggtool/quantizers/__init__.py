@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class QuantizedTensor:
     """A matrix in fewer bits: codes, the scales that undo them, and nothing else.
 
-    codes: packed integers; their layout is the quantizer's. scales: one per row or group.
+    codes: packed integers; their layout is the quantizer's. scales: one or more per row or group.
+    Both have a row of theirs for each row of the matrix.
     shape: of the original matrix, (rows, columns), as in y = x @ W.T.
     """
 
@@ -28,9 +29,19 @@ class QuantizedTensor:
     scales: Tensor
     shape: tuple[int, int]
 
+    def rows(self, index: slice | Tensor) -> QuantizedTensor:
+        """Return the rows that a slice or a vector of indices names; a slice copies nothing."""
+        codes = self.codes[index]
+        return QuantizedTensor(codes, self.scales[index], (len(codes), self.shape[1]))
+
 
 class Quantizer(Protocol):
     """Quantize one matrix of shape (out_features, in_features), restore it, and compute with it packed."""
+
+    @property
+    def for_tables(self) -> Quantizer:
+        """What quantizes the token table and the output head of a model in this format."""
+        ...
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return codes and scales for `weight` (rows, columns), float of any precision."""
@@ -51,10 +62,26 @@ class Quantizer(Protocol):
 
 QUANTIZERS: Mapping[str, str] = MappingProxyType(
     {
+        "scratch-bf16": "ggtool.quantizers.bfloat16:BFloat16",
         "scratch-int8": "ggtool.quantizers.absmax:Int8PerChannel",
+        "scratch-int8-tensor": "ggtool.quantizers.absmax:Int8PerTensor",
+        "scratch-int8-affine": "ggtool.quantizers.int8:Int8Affine",
+        "scratch-int8-group": "ggtool.quantizers.int8:Int8PerGroup",
+        "scratch-int4": "ggtool.quantizers.tables:INT4",
+        "scratch-nf4": "ggtool.quantizers.tables:NF4",
+        "scratch-fp4": "ggtool.quantizers.tables:FP4",
+        "scratch-iq4": "ggtool.quantizers.tables:IQ4",
+        "scratch-nf4-bnb": "ggtool.quantizers.blockwise:NF4",
+        "scratch-fp4-bnb": "ggtool.quantizers.blockwise:FP4",
+        "scratch-int3": "ggtool.quantizers.tables:INT3",
+        "scratch-int2": "ggtool.quantizers.tables:INT2",
+        "scratch-ternary": "ggtool.quantizers.ternary:ONE_PLANE",
+        "scratch-ternary2": "ggtool.quantizers.ternary:TWO_PLANES",
+        "scratch-ternary3": "ggtool.quantizers.ternary:THREE_PLANES",
         "bnb-int8": "ggtool.quantizers.bnb:INT8",
         "bnb-fp4": "ggtool.quantizers.bnb:FP4",
         "bnb-nf4": "ggtool.quantizers.bnb:NF4",
+        "bnb-nf4-dq": "ggtool.quantizers.bnb:NF4_DOUBLE_QUANT",
     }
 )
 

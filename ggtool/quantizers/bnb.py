@@ -81,3 +81,4 @@ def _settle(model: PreTrainedModel) -> None:
 INT8 = BitsAndBytes(8)
 FP4 = BitsAndBytes(4, "fp4")
 NF4 = BitsAndBytes(4, "nf4")
+NF4_DOUBLE_QUANT = BitsAndBytes(4, "nf4", double_quant=True)

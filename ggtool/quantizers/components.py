@@ -39,7 +39,7 @@ class Matrix:
         """Whether it is held in fewer than 16 bits per weight."""
         module = self.modules[0]
         if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-            return True
+            return module.matrix.codes.element_size() < 2
         return cast(Tensor, module.weight).element_size() < 2
 
 

@@ -30,16 +30,20 @@ from ggtool.quantizers.selectors import ALL
 def load_packed(folder: Path, quantizer: Quantizer, device: Device, components: str = ALL) -> PreTrainedModel:
     """Return the model of `folder` with the matrices that `components` names quantized, the rest float32.
 
+    The token table and the output head are quantized as `quantizer.for_tables` does.
+
     Raises SourceError when the checkpoint does not fit its config or holds a weight that is not finite.
     """
     model = skeleton(folder)
     tensors = match_tensors(folder, model)
+    tables = {model.get_input_embeddings(), model.get_output_embeddings()}
     for matrix in select(find_matrices(model), components):
         # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
         weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
         if isinstance(matrix.modules[0], Conv1D):
             weight = weight.t().contiguous()  # Conv1D keeps (in_features, out_features)
-        packed = PackedMatrix(quantizer, quantizer.quantize(weight))
+        chosen = quantizer.for_tables if any(module in tables for module in matrix.modules) else quantizer
+        packed = PackedMatrix(chosen, chosen.quantize(weight))
         del weight
         _install(model, matrix, packed)
     _fill(model, tensors, device)

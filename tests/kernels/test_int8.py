@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ggtool.kernels import int8
+from ggtool.kernels import int8, panels
 
 
 def packed(n_rows: int, n_columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +22,7 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 def test_product_agrees_with_float64(
     shape: tuple[int, int], lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(int8, "PANEL_BYTES", 4096)  # several panels and a last one that is not full
+    monkeypatch.setattr(panels, "PANEL_BYTES", 4096)  # several panels and a last one that is not full
     codes, scales = packed(*shape)
     x = torch.randn(*lead, shape[1])
     bias = torch.randn(shape[0])
@@ -33,7 +33,7 @@ def test_product_agrees_with_float64(
 
 
 def test_a_column_wider_than_a_panel_still_works(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(int8, "PANEL_BYTES", 16)
+    monkeypatch.setattr(panels, "PANEL_BYTES", 16)
     codes, scales = packed(3, 100)
     x = torch.randn(2, 100)
     assert relative_error(int8.matmul(x, codes, scales), int8.matmul_reference(x, codes, scales)) < 1e-6
@@ -69,7 +69,7 @@ def test_the_matrix_is_never_whole_in_float():
     x = torch.randn(1, 1024)
     with Largest() as seen:
         int8.matmul(x, codes, scales)
-    assert 0 < seen.n_bytes <= int8.PANEL_BYTES < codes.numel() * 4
+    assert 0 < seen.n_bytes <= panels.PANEL_BYTES < codes.numel() * 4
 
 
 def test_gather_is_the_rows_of_the_matrix():

@@ -1,0 +1,71 @@
+"""Two other ways of int8: a scale for each group of 64, and rows between their own smallest and largest weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ggtool.quantizers import QuantizedTensor, Quantizer
+from ggtool.quantizers.absmax import MAX_CODE, round_to_int8
+from ggtool.quantizers.groups import pad_columns, row_panels
+from ggtool.quantizers.widened import WidenedByPanels
+
+GROUP = 64
+_LAST_CODE = 255
+_OFFSET = 128
+
+
+class Int8PerGroup(WidenedByPanels):
+    """W ~ codes * scale per group of 64 in a row, symmetric: 8.25 bits per weight.
+
+    codes: int8 (rows, groups, 64), the last group filled up with zeros. scales: float16 (rows, groups).
+    """
+
+    @property
+    def for_tables(self) -> Quantizer:
+        """The same: every row of a table is whole groups."""
+        return self
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """Return codes and scales for a finite `weight` (rows, columns); scales saturate at 65504."""
+        n_rows, n_columns = weight.shape
+        groups = pad_columns(weight, GROUP).reshape(-1, GROUP)
+        largest = torch.linalg.vector_norm(groups, torch.inf, dim=1).to(torch.float32)
+        scales = (largest / MAX_CODE).clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
+        codes = round_to_int8(groups, scales.to(torch.float32)).view(n_rows, -1, GROUP)
+        return QuantizedTensor(codes, scales.view(n_rows, -1), (n_rows, n_columns))
+
+    def dequantize(self, quantized: QuantizedTensor) -> Tensor:
+        """Return the float32 matrix (rows, columns) that the codes stand for."""
+        groups = quantized.codes.to(torch.float32).mul_(quantized.scales.to(torch.float32)[..., None])
+        return groups.flatten(1)[:, : quantized.shape[1]]
+
+
+class Int8Affine(WidenedByPanels):
+    """W ~ (codes + 128) * step + smallest, per row: 256 codes from a row's smallest weight to its largest.
+
+    codes: int8 (rows, columns). scales: float32 (rows, 2), step and smallest.
+    """
+
+    @property
+    def for_tables(self) -> Quantizer:
+        """The same: a table's rows have steps of their own too."""
+        return self
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """Return codes and scales for a finite `weight` (rows, columns)."""
+        codes, scales = [], []
+        for rows in row_panels(weight):
+            smallest, largest = rows.aminmax(dim=1, keepdim=True)
+            # Divided first: the span itself may be more than float32 holds.
+            steps = largest / _LAST_CODE - smallest / _LAST_CODE
+            divisors = torch.where(steps > 0, steps, 1.0)
+            above = (rows / divisors - smallest / divisors).round_().clamp_(0, _LAST_CODE)
+            codes.append((above - _OFFSET).to(torch.int8))
+            scales.append(torch.cat((steps, smallest), 1))
+        return QuantizedTensor(torch.cat(codes), torch.cat(scales), (weight.shape[0], weight.shape[1]))
+
+    def dequantize(self, quantized: QuantizedTensor) -> Tensor:
+        """Return the float32 matrix (rows, columns) that the codes stand for."""
+        steps, smallest = quantized.scales[:, :1], quantized.scales[:, 1:]
+        return (quantized.codes.to(torch.float32) + _OFFSET).mul_(steps).add_(smallest)

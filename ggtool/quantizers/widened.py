@@ -1,0 +1,37 @@
+"""What every format does alike that is restored a few rows at a time: product, gather, and int8 tables."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ggtool.kernels import panels
+from ggtool.quantizers import QuantizedTensor, Quantizer
+from ggtool.quantizers.absmax import Int8PerChannel
+
+
+class WidenedByPanels(ABC):
+    """A Quantizer that says how to quantize and restore; the rest follows from restoring some rows."""
+
+    @property
+    def for_tables(self) -> Quantizer:
+        """Int8 per row: it serves gather and logits, and a head below 8 bits costs more than it saves."""
+        return Int8PerChannel()
+
+    @abstractmethod
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """Return codes and scales for a finite `weight` (rows, columns)."""
+
+    @abstractmethod
+    def dequantize(self, quantized: QuantizedTensor) -> Tensor:
+        """Return the float32 matrix (rows, columns) that the codes stand for."""
+
+    def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
+        """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
+        return panels.matmul(x, quantized.shape, lambda rows: self.dequantize(quantized.rows(rows)), bias)
+
+    def gather(self, indices: Tensor, quantized: QuantizedTensor) -> Tensor:
+        """Return rows of W in float32, (...) to (..., columns)."""
+        rows = self.dequantize(quantized.rows(indices.reshape(-1)))
+        return rows.reshape(*indices.shape, quantized.shape[1])
