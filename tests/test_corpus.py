@@ -97,3 +97,79 @@ def test_a_bos_is_found_and_an_eos_is_refused(tiny_gpt2: Path, tmp_path: Path) -
         write(order)
         with pytest.raises(SourceError, match="not defined"):
             tokenize("The harbour", from_folder(tmp_path))
+
+
+def test_rows_of_json_lines_and_parquet_are_documents(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    documents = ["First.\nMore of it.\n", "Second, a café.", "Third."]
+    lines, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    lines.write_text("\n".join(json.dumps({"body": text}) for text in documents) + "\n\n")
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2, 3], "body": documents}), table)
+    for path in (lines, table):
+        text = load_text(str(path), None, quiet, column="body")
+        assert text.text == "First.\nMore of it.\n\nSecond, a café.\n\nThird."
+        assert (
+            load_text(str(path), None, quiet, column="body", samples=2).text
+            == text.text[: -len("\n\nThird.")]
+        )
+
+
+def test_samples_of_a_text_are_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\x0cstill one\ntwo\nthree\n")
+    assert load_text(str(path), None, quiet, samples=2).text == "one\x0cstill one\ntwo"
+    assert load_text(str(path), None, quiet, samples=99).text == "one\x0cstill one\ntwo\nthree"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: this is no JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\xff\n', "a.jsonl, line 2: this is no JSON"),
+        ("a.jsonl", b'"x"\n', "a.jsonl, line 1: an object such as"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"body": "y"}\n',
+            "a.jsonl, line 2: there is no 'text', but body; name one",
+        ),
+        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: 'text' holds no text but 5"),
+        ("a.parquet", b"PAR1 and no more", "a.parquet is no readable Parquet file"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        load_text(str(path), None, quiet)
+    assert says in str(caught.value)
+
+
+def test_a_parquet_without_the_column_says_what_it_has(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x", None]}), path)
+    with pytest.raises(UsageError, match="there is no 'text', but body; name one with --text-column"):
+        load_text(str(path), None, quiet)
+    with pytest.raises(UsageError, match="row 2: 'body' holds no text but null"):
+        load_text(str(path), None, quiet, column="body")
+
+
+def test_a_column_is_for_rows_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    for corpus in (str(path), "ptb", None):
+        with pytest.raises(UsageError, match="--text-column is for"):
+            load_text(corpus, None, quiet, column="body")
+
+
+def test_the_first_tokens_are_a_stream_of_their_own(tiny_gpt2: Path) -> None:
+    tokens = tokenize("The harbour of the old town faces north.", from_folder(tiny_gpt2))
+    cut = tokens.first(3)
+    assert cut.ids.tolist() == tokens.ids[:3].tolist()
+    assert len(cut.n_bytes) == 3
+    assert cut.sha256 != tokens.sha256
+    assert tokens.first(0) is tokens

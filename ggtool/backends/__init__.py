@@ -77,6 +77,14 @@ class Backend(Protocol):
         """
         ...
 
+    def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """Yield what `logits` returns in consecutive blocks of `n_rows` rows, the last one maybe shorter.
+
+        No more than a block is held where the runtime can compute one alone with the same numbers; a block may be a
+        view that the next step overwrites.
+        """
+        ...
+
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
         """Yield new token ids one by one as they are made, ending before an end-of-generation token."""
         ...

@@ -10,6 +10,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -90,11 +91,29 @@ class HuggingFaceBackend:
         Raises UsageError when the tokens do not fit n_ctx or the vocabulary, MeasureError naming the first
         module that gave a number which is not finite.
         """
-        if not 0 <= start < len(tokens) <= self.n_ctx:
-            raise UsageError(
-                f"positions {start} to {len(tokens)} do not fit a context of {self.n_ctx} tokens."
-            )
+        self._check_positions(tokens, start)
         return cast(Logits, self._compute(tokens, len(tokens) - start, None).numpy())
+
+    def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """Yield the same logits in blocks of `n_rows`, the output head computed a block at a time.
+
+        A model that does more to its logits than multiply by the head (Gemma 2 bounds them) computes all of them
+        first. Raises what `logits` raises.
+        """
+        self._check_positions(tokens, start)
+        if not self._head_is_all:
+            whole = self.logits(tokens, start)
+            yield from (whole[at : at + n_rows] for at in range(0, len(whole), n_rows))
+            return
+        ids = torch.tensor([self._checked(tokens)], device=self._device)
+        with torch.inference_mode():
+            hidden = self._model.base_model(ids, use_cache=False).last_hidden_state[0, start:]
+        for at in range(0, len(hidden), n_rows):
+            with torch.inference_mode():
+                block = self._model.get_output_embeddings()(hidden[at : at + n_rows]).float().cpu()
+            if not _is_finite(block):
+                self.logits(tokens, start)  # raises, and names the module
+            yield cast(Logits, block.numpy())
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
         """Yield new token ids, each call with a KV cache of its own.
@@ -139,6 +158,31 @@ class HuggingFaceBackend:
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
+    def _check_positions(self, tokens: Sequence[int], start: int) -> None:
+        if not 0 <= start < len(tokens) <= self.n_ctx:
+            raise UsageError(
+                f"positions {start} to {len(tokens)} do not fit a context of {self.n_ctx} tokens."
+            )
+
+    def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
+        if not all(0 <= token < self.n_vocab for token in tokens):
+            raise UsageError(
+                f"a token id is outside the vocabulary of {self.n_vocab}; is it another model's?"
+            )
+        return tokens
+
+    @cached_property
+    def _head_is_all(self) -> bool:
+        """Whether logits are the output head's product with the last hidden state and nothing else."""
+        head = self._model.get_output_embeddings()
+        if head is None:
+            return False
+        ids = torch.arange(min(4, self.n_vocab, self.n_ctx), device=self._device)[None]
+        with torch.inference_mode():
+            expected = self._model(ids, use_cache=False).logits
+            found = head(self._model.base_model(ids, use_cache=False).last_hidden_state)
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
     def _generate(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
         cache = DynamicCache(config=self._config)
         sampler = Sampler(params, prompt, self._end_tokens)
@@ -155,12 +199,8 @@ class HuggingFaceBackend:
 
     def _compute(self, tokens: Sequence[int], n_keep: int, cache: DynamicCache | None) -> Tensor:
         """Return float32 logits (n_keep, n_vocab) on the CPU for the last positions of `tokens`."""
-        if not all(0 <= token < self.n_vocab for token in tokens):
-            raise UsageError(
-                f"a token id is outside the vocabulary of {self.n_vocab}; is it another model's?"
-            )
         options = {"logits_to_keep": n_keep} if self._can_keep else {}
-        ids = torch.tensor([tokens], device=self._device)
+        ids = torch.tensor([self._checked(tokens)], device=self._device)
 
         def run() -> Tensor:
             output = self._model(ids, past_key_values=cache, use_cache=cache is not None, **options)

@@ -7,7 +7,7 @@ llama_decode over the whole context; the library cuts it into pieces of n_ubatch
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -93,6 +93,15 @@ class LlamaCppBackend:
         self._decode(tokens, flags)
         rows = lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(rows, (len(tokens) - start, self.n_vocab))
+
+    def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """Yield the same logits in blocks of `n_rows`, views of llama.cpp's own array; raises what `logits` raises.
+
+        One decode makes them all: in pieces of 64 positions its products round otherwise, and the perplexity of a
+        Q4_K_M file moves by 0.1 %.
+        """
+        whole = self.logits(tokens, start)
+        yield from (whole[at : at + n_rows] for at in range(0, len(whole), n_rows))
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         """Yield new token ids; afterwards `stop_reason` says why there are no more.

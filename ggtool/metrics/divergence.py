@@ -4,8 +4,8 @@ For each scored position, p is the reference's distribution over the vocabulary 
     kld       sum of p * (log p - log q), nats
     delta p   q(token) - p(token) for the token that follows in the text
     same top  whether both find the same token likeliest
-Both models compute a window side by side and only a few rows of logits are worked on at a time, so nothing
-is rounded to be stored and nothing grows with the text but five numbers a token. The statistics are
+Both models compute a window side by side in blocks of BLOCK_ROWS positions and only a few rows of logits are
+worked on at a time, so nothing is rounded to be stored and nothing grows with the text but five numbers a token. The statistics are
 llama-perplexity's --kl-divergence; Δp and same top are fractions here, percent there.
 """
 
@@ -23,6 +23,9 @@ from ggtool.errors import MeasureError
 from ggtool.metrics.perplexity import ROWS_AT_ONCE, Losses, Softmax, TokenIds, window_ids
 from ggtool.metrics.windows import Window
 from ggtool.results import Divergence
+
+# Positions whose logits the two models hold at a time: 13 MB each for GPT-2's vocabulary, and still a matrix product.
+BLOCK_ROWS = 64
 
 Progress = Callable[[int, int], None]
 
@@ -59,9 +62,15 @@ def compare(
     parts = []
     for index, window in enumerate(windows):
         ids = window_ids(tokens, window, bos)
-        prompt, start = ids[:-1].tolist(), window.first - 1
-        theirs, ours = reference.logits(prompt, start), candidate.logits(prompt, start)
-        parts.append(_compare_rows(ours, theirs, ids[window.first :]))
+        prompt, start, targets = ids[:-1].tolist(), window.first - 1, ids[window.first :]
+        blocks = zip(
+            candidate.logit_blocks(prompt, start, BLOCK_ROWS),
+            reference.logit_blocks(prompt, start, BLOCK_ROWS),
+            strict=True,
+        )
+        for at, (ours, theirs) in enumerate(blocks):
+            block_targets = targets[at * BLOCK_ROWS : (at + 1) * BLOCK_ROWS]
+            parts.append(_compare_rows(ours, theirs, block_targets))
         progress(index + 1, len(windows))
     loss, reference_loss, kld, delta_p, same_top = (
         np.concatenate(column) for column in zip(*parts, strict=True)

@@ -17,6 +17,10 @@ class TableBackend:
         self.seen.append(list(tokens))
         return self.table[np.asarray(tokens[start:])]
 
+    def logit_blocks(self, tokens, start, n_rows):
+        whole = self.logits(tokens, start)
+        yield from (whole[at : at + n_rows] for at in range(0, len(whole), n_rows))
+
 
 def token_stream(n: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, VOCAB, n).astype(np.int32)

@@ -1,11 +1,14 @@
 """Timing against a backend whose cost is known: it sleeps."""
 
+import json
 import time
+from dataclasses import asdict
 
 import pytest
 
 from ggtool.errors import MeasureError, UsageError
-from ggtool.metrics.speed import lengths, speed
+from ggtool.metrics.speed import lengths, parse_lengths, speed
+from ggtool.results import part_from_dict
 
 PREFILL_S, TOKEN_S = 0.02, 0.005
 
@@ -69,3 +72,37 @@ def test_what_cannot_be_timed_is_refused() -> None:
 def test_lengths_fit_the_context() -> None:
     for n_ctx in (4, 64, 512, 1024):
         assert sum(lengths(n_ctx)) <= n_ctx
+
+
+def test_other_lengths_are_timed_each_for_itself() -> None:
+    backend = SleepingBackend()
+    result = timed(backend, prompts=(8, 32, 500), depths=(0, 20, 500))
+    stages = [(one.kind, one.n_tokens, one.depth) for one in result.timings]
+    # 500 is cut to the context, with room for what is generated.
+    assert stages == [("pp", 8, 0), ("pp", 32, 0), ("pp", 64, 0), ("tg", 4, 0), ("tg", 4, 20), ("tg", 4, 59)]
+    for one in result.timings:
+        assert len(one.samples_s) == 3
+        cost = PREFILL_S if one.kind == "pp" else one.n_tokens * TOKEN_S
+        assert 0.5 * one.n_tokens / cost < one.ts <= one.n_tokens / cost
+        assert one.ts_p5 <= one.ts <= one.ts_p95
+    assert {1, 16, 20, 59} == {len(prompt) for prompt in backend.prompts}
+    assert result.pp_ts_p5 is not None
+    assert result.pp_ts_p95 is not None
+    assert result.pp_ts_p5 <= result.pp_ts <= result.pp_ts_p95
+
+
+def test_lengths_that_are_none_are_refused() -> None:
+    assert parse_lengths("--speed-depths", "0, 512", smallest=0) == (0, 512)
+    assert parse_lengths("--speed-depths", "", smallest=0) == ()
+    with pytest.raises(UsageError, match="--speed-prompts 12,x: numbers parted by commas"):
+        parse_lengths("--speed-prompts", "12,x", smallest=1)
+    with pytest.raises(UsageError, match="1 is the smallest"):
+        parse_lengths("--speed-prompts", "0,5", smallest=1)
+
+
+def test_the_record_comes_back_from_json_as_it_was() -> None:
+    result = timed(SleepingBackend(), prompts=(8,), depths=(0,))
+    assert part_from_dict("speed", json.loads(json.dumps(asdict(result)))) == result
+    old = {"pp_ts": 1.0, "tg_ts": 2.0, "ttft_s": 0.1, "load_s": 1.0, "pp_tokens": 8, "tg_tokens": 4}
+    old |= {"tg_depth": 8, "repetitions": 1, "threads": 2, "pp_samples_s": [8.0]}
+    assert part_from_dict("speed", old).timings == ()
