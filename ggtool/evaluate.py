@@ -6,7 +6,7 @@ Quality, speed and memory are three children. What fails becomes a row with its 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,30 +14,47 @@ from pathlib import Path
 from ggtool import worker
 from ggtool.environment import describe_machine
 from ggtool.errors import GgtoolError
-from ggtool.job import Job, Outcome, Task
+from ggtool.job import TASKS, Job, Outcome, Task
+from ggtool.keys import Known, target_keys
 from ggtool.plan import Plan, Target
 from ggtool.results import EvalRecord, part_from_dict
-
-TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 
 # target, stage, done, total: "quality" in windows, "speed" in rounds, "memory" in tokens.
 Progress = Callable[[Target, str, int, int], None]
 
 
-def evaluate(what: Plan, progress: Progress) -> Iterator[EvalRecord]:
-    """Measure each target in turn and yield its record as soon as it is whole."""
+# The parts of a record that a task makes.
+_PARTS_OF: Mapping[Task, tuple[str, ...]] = {
+    "quality": ("perplexity", "divergence"),
+    "speed": ("speed",),
+    "memory": ("memory",),
+}
+_FOOTPRINT = ("model_size", "model_n_params", "bpw", "modules_quantized", "modules_total")
+
+
+def evaluate(what: Plan, progress: Progress, known: Known | None = None) -> Iterator[EvalRecord]:
+    """Measure each target in turn and yield its record as soon as it is whole.
+
+    What `known` has of a target (`ggtool.keys.find_known`) goes into its record and is not measured again.
+    """
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name:
         folder = Path(name)
         what.tokens.save(folder / "tokens.npz")
         (folder / "text.txt").write_bytes(what.text.text.encode())
         for target in what.targets:
-            yield _measure(what, target, folder, progress)
+            yield _measure(what, target, folder, progress, (known or {}).get(target, {}))
 
 
-def _measure(what: Plan, target: Target, folder: Path, progress: Progress) -> EvalRecord:
+def _measure(
+    what: Plan, target: Target, folder: Path, progress: Progress, known: Mapping[Task, EvalRecord]
+) -> EvalRecord:
     record = _blank_record(what, target)
+    for task, stored in known.items():
+        record = _with_stored(record, stored, task)
     failures = []
     for task in TASKS:
+        if task in known:
+            continue
 
         def relay(done: int, total: int, task: Task = task) -> None:
             progress(target, task, done, total)
@@ -64,6 +81,7 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> Job:
         components=target.components,
         tokens=str(folder / "tokens.npz"),
         text=str(folder / "text.txt") if target.format.container == "gguf" else "",
+        max_tokens=request.max_tokens,
         n_ctx=request.n_ctx,
         threads=request.threads,
         device=what.device,
@@ -76,6 +94,8 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> Job:
         reference_components="all" if reference is None else reference.components,
         reference_sha256="" if reference is None else reference.sha256,
         repetitions=request.repetitions,
+        speed_prompts=request.speed_prompts,
+        speed_depths=request.speed_depths,
     )
 
 
@@ -91,6 +111,12 @@ def _with_outcome(record: EvalRecord, outcome: Outcome) -> EvalRecord:
         environment={**record.environment, **outcome.versions},
         **{name: part_from_dict(name, part) for name, part in outcome.numbers.items()},
     )
+
+
+def _with_stored(record: EvalRecord, stored: EvalRecord, task: Task) -> EvalRecord:
+    names = (*_FOOTPRINT, *_PARTS_OF[task])
+    environment = {**stored.environment, **record.environment}
+    return replace(record, environment=environment, **{name: getattr(stored, name) for name in names})
 
 
 def _blank_record(what: Plan, target: Target) -> EvalRecord:
@@ -115,6 +141,7 @@ def _blank_record(what: Plan, target: Target) -> EvalRecord:
         memory=None,
         environment={**describe_machine(), "device": what.device, "threads": str(what.request.threads)},
         test_time=_now(),
+        keys={str(task): key for task, key in target_keys(what, target).items()},
     )
 
 

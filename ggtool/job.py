@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Task = Literal["tokenize", "quality", "speed", "memory"]
+# What is measured of every target, in this order: quality brings the file into the page cache.
+TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,7 @@ class Job:
     tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize.
     components: the selector of a from-scratch format.
     text: a file to tokenize with the GGUF's own vocabulary and compare with `tokens`; empty to skip.
+    max_tokens: how many of the text's tokens `tokens` holds; 0 is all.
     reference_format, reference_path: the model that predictions are compared with; None to skip.
     """
 
@@ -25,6 +28,7 @@ class Job:
     tokens: str
     components: str = "all"
     text: str = ""
+    max_tokens: int = 0
     n_ctx: int = 0
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
@@ -37,6 +41,8 @@ class Job:
     reference_components: str = "all"
     reference_sha256: str = ""
     repetitions: int = 1
+    speed_prompts: Sequence[int] = ()
+    speed_depths: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def measure(job: Job, progress: Progress) -> Outcome:
         load_s = time.perf_counter() - started
         meter.loaded()
         if job.task == "memory":
-            memory.exercise(backend, tokens.ids.tolist(), progress)
+            memory.exercise(backend, tokens.ids.tolist(), progress, meter.prefilled)
             numbers = {"memory": asdict(meter.finish(backend))}
         else:
             numbers = {"speed": asdict(_speed(job, backend, tokens, load_s, progress))}
@@ -96,6 +96,8 @@ def _speed(job: Job, backend: Backend, tokens: Tokens, load_s: float, progress: 
         pp_tokens=pp_tokens,
         tg_tokens=tg_tokens,
         repetitions=job.repetitions,
+        prompts=job.speed_prompts,
+        depths=job.speed_depths,
         progress=progress,
     )
 
@@ -123,7 +125,7 @@ def _check_vocabulary(runtime: Any, job: Job, tokens: Tokens) -> None:
     """Refuse a GGUF whose own vocabulary would have made other ids of the text."""
     if not job.text:
         return
-    made = runtime.tokenize_with(Path(job.path), Path(job.text).read_bytes().decode())
+    made = runtime.tokenize_with(Path(job.path), Path(job.text).read_bytes().decode()).first(job.max_tokens)
     own, expected = made.ids.tolist(), tokens.ids.tolist()
     if own == expected and made.bos == tokens.bos:
         return

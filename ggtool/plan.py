@@ -1,22 +1,27 @@
 """The plan of an evaluation: everything that can be wrong is settled before the first measurement.
 
 Formats are parsed, the model and the reference found, the text tokenized once, and GGUF files converted in
-one pass into the cache, which is keyed by the checkpoint's content and the code that made them.
+one pass into the cache, which is keyed by the checkpoint's content and the code that made them; those made with
+an importance matrix (`gguf-iq2_xs+imatrix`) in a second pass, under names that hold the matrix's sha256.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ggtool import corpus, worker
 from ggtool.artifact import Artifact, open_artifact
 from ggtool.cache import gguf_cache
+from ggtool.calibration import cached_imatrix, calibrate
 from ggtool.checkpoint import file_sha256
 from ggtool.convert import convert
+from ggtool.convert.imatrix import ImportanceMatrix, read_imatrix
+from ggtool.convert.options import Options
+from ggtool.convert.recipe import imatrix_sha256
 from ggtool.corpus import Text, Tokens
 from ggtool.errors import UsageError
 from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
@@ -29,8 +34,9 @@ from ggtool.source import ModelSource, Notify, resolve
 DEFAULT_N_CTX = 512
 DEFAULT_REFERENCE = "hf-fp32"
 NO_REFERENCE = "none"
+WITH_IMATRIX = "+imatrix"
 
-# stage, done, total: "converting", in bytes.
+# stage, done, total: "converting", in bytes; "calibrating", in chunks.
 Progress = Callable[[str, int, int], None]
 
 
@@ -38,36 +44,49 @@ Progress = Callable[[str, int, int], None]
 class Request:
     """What to measure.
 
-    model None is the default model. n_chunks 0 is the whole text. reference None is hf-fp32 where there is a
-    checkpoint, "none" leaves the divergence out. stride belongs to the protocol hf-stride.
+    model None is the default model. samples, max_tokens: how much of the corpus, 0 is all. n_chunks 0 is the
+    whole text. speed_prompts, speed_depths: further lengths to time, cut to the context. reference None is
+    hf-fp32 where there is a checkpoint, "none" leaves the divergence out. stride belongs to the protocol
+    hf-stride. calibration is the text for formats with +imatrix, calibration_chunks 0 all of it.
     """
 
     backends: Sequence[str]
     model: str | None = None
     revision: str | None = None
     corpus: str | None = None
+    text_column: str | None = None
+    samples: int = 0
+    max_tokens: int = 0
     protocol: str = "llama"
     n_ctx: int = DEFAULT_N_CTX
     stride: int = 0
     n_chunks: int = 40
     reference: str | None = None
+    calibration: str | None = None
+    calibration_chunks: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 2
     repetitions: int = 5
+    speed_prompts: tuple[int, ...] = (128, 512)
+    speed_depths: tuple[int, ...] = (0, 512)
     timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A --backend value, read: a format, or a .gguf file; and the part of the model that is quantized."""
+    """A --backend value, read: a format, or a .gguf file; the part of the model that is quantized; how it is made."""
 
     what: Format | Path
     components: str = ALL
+    imatrix: bool = False
 
 
 @dataclass(frozen=True)
 class Target:
-    """One format of the model and the files that hold it; `components` is what of it is quantized."""
+    """One format of the model and the files that hold it; `components` is what of it is quantized.
+
+    sha256 is that of the GGUF file or of the checkpoint; empty for a file that is yet to be made.
+    """
 
     format: Format
     components: str
@@ -94,25 +113,32 @@ class Plan:
     device: Literal["cpu", "cuda"]
 
 
-def plan(request: Request, notify: Notify, progress: Progress) -> Plan:
-    """Settle names, model, text, context and files. Raises UsageError, SourceError or ArtifactError."""
-    specs = [_parse(name) for name in request.backends]
+def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = False) -> Plan:
+    """Settle names, model, text, context and files; a dry plan makes none of the files that are missing.
+
+    Raises UsageError, SourceError, ArtifactError or OutputError.
+    """
+    specs = [parse_backend(name) for name in request.backends]
     if not specs:
         raise UsageError(
             "name at least one --backend, such as bnb-nf4 or gguf-q4_0; `ggtool formats` lists all."
         )
     asked = request.reference
-    reference = _parse(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
+    reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
     everything = specs if reference is None else [*specs, reference]
+    _check_calibration(everything, request.calibration)
     needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
     source = resolve(request.model, request.revision, notify) if needs_source else None
     if asked is None and source is not None:
         reference = Spec(find_backend(DEFAULT_REFERENCE))
         everything = [*specs, reference]
-    text = corpus.load_text(request.corpus, source, notify)
+    text = corpus.load_text(
+        request.corpus, source, notify, column=request.text_column, samples=request.samples
+    )
     tokens = corpus.tokenize(text.text, source) if source else _tokenize_with_gguf(specs, text)
+    tokens = tokens.first(request.max_tokens)
     cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
-    converted = _converted(source, everything, request.threads, progress)
+    converted = _converted(source, everything, request, progress, dry=dry)
     return Plan(
         request=request,
         targets=tuple(_target(spec, source, converted) for spec in specs),
@@ -123,7 +149,7 @@ def plan(request: Request, notify: Notify, progress: Progress) -> Plan:
     )
 
 
-def _parse(name: str) -> Spec:
+def parse_backend(name: str) -> Spec:
     """Read a --backend value. Raises UsageError for a format, a file or a selector that there is not."""
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
@@ -131,7 +157,16 @@ def _parse(name: str) -> Spec:
             raise UsageError(f"there is no file {name}.")
         return Spec(path)
     backend, colon, components = name.partition(":")
+    if not colon and backend.lower().endswith(WITH_IMATRIX):
+        fmt = find_backend(backend[: -len(WITH_IMATRIX)])
+        if fmt.container != "gguf":
+            raise UsageError(f"{name}: an importance matrix is for gguf-* formats.")
+        return Spec(fmt, imatrix=True)
     fmt = find_backend(backend)
+    if fmt.needs_imatrix:
+        raise UsageError(
+            f"{backend} needs an importance matrix: write {backend}{WITH_IMATRIX} and pass --calibration TEXT."
+        )
     if not colon:
         return Spec(fmt)
     if not (fmt.quantizer or "").startswith("scratch-"):
@@ -142,18 +177,31 @@ def _parse(name: str) -> Spec:
     return Spec(fmt, components.lower())
 
 
-def _target(spec: Spec, source: ModelSource | None, converted: dict[Format, Path]) -> Target:
+def _check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
+    weighted = [spec.what.backend for spec in specs if spec.imatrix and isinstance(spec.what, Format)]
+    if weighted and calibration is None:
+        raise UsageError(
+            f"{weighted[0]}{WITH_IMATRIX} needs a text to calibrate with: pass --calibration TEXT."
+        )
+    if calibration is not None and not weighted:
+        raise UsageError(f"--calibration is for formats that end in {WITH_IMATRIX}, and none does.")
+
+
+def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Path]) -> Target:
     if isinstance(spec.what, Path):
         artifact = open_artifact(spec.what)
         name, revision = (source.model, source.revision) if source else (spec.what.stem, "")
         path = spec.what.resolve()
         return Target(_format_of(artifact), spec.components, path, name, revision, artifact.sha256)
     assert source is not None
-    if spec.what in converted:
-        path, sha256 = converted[spec.what], file_sha256(converted[spec.what])
+    if spec in converted:
+        path = converted[spec]
+        sha256 = file_sha256(path) if path.exists() else ""
     else:
         path, sha256 = source.folder.resolve(), source.sha256
-    return Target(spec.what, spec.components, path, source.model, source.revision, sha256)
+    # Under the name that was typed, a record says how its file was made.
+    fmt = replace(spec.what, name=spec.what.name + WITH_IMATRIX) if spec.imatrix else spec.what
+    return Target(fmt, spec.components, path, source.model, source.revision, sha256)
 
 
 def _format_of(artifact: Artifact) -> Format:
@@ -163,26 +211,58 @@ def _format_of(artifact: Artifact) -> Format:
 
 
 def _converted(
-    source: ModelSource | None, specs: Sequence[Spec], threads: int, progress: Progress
-) -> dict[Format, Path]:
-    """Make the GGUF files that the cache does not hold yet, all of them in one pass over the checkpoint."""
-    formats = [spec.what for spec in specs if isinstance(spec.what, Format)]
-    wanted = [fmt for fmt in formats if fmt.container == "gguf"]
+    source: ModelSource | None, specs: Sequence[Spec], request: Request, progress: Progress, *, dry: bool
+) -> dict[Spec, Path]:
+    """Return the GGUF file of each spec that is one; unless dry, make those that the cache does not hold yet."""
+    wanted = [spec for spec in specs if isinstance(spec.what, Format) and spec.what.container == "gguf"]
     if source is None or not wanted:
         return {}
+    plain = [spec for spec in wanted if not spec.imatrix]
+    weighted = [spec for spec in wanted if spec.imatrix]
+    found = _files(source, plain, None, request.threads, progress, dry=dry)
+    if weighted:
+        imatrix = _imatrix(source, request, progress, dry=dry)
+        found |= _files(source, weighted, imatrix, request.threads, progress, dry=dry)
+    return found
+
+
+def _imatrix(
+    source: ModelSource, request: Request, progress: Progress, *, dry: bool
+) -> ImportanceMatrix | None:
+    assert request.calibration is not None
+    data, n_chunks = Path(request.calibration).expanduser(), request.calibration_chunks
+    if dry:
+        path = cached_imatrix(source, data, n_chunks=n_chunks)
+        return read_imatrix(path) if path.exists() else None
+    return calibrate(source, data, request.threads, n_chunks=n_chunks, progress=progress)
+
+
+def _files(
+    source: ModelSource,
+    specs: Sequence[Spec],
+    imatrix: ImportanceMatrix | None,
+    threads: int,
+    progress: Progress,
+    *,
+    dry: bool,
+) -> dict[Spec, Path]:
+    """Return the cache's file of each spec, made with `imatrix`, the missing ones in one pass over the checkpoint."""
+    formats = {spec: spec.what for spec in specs if isinstance(spec.what, Format)}
+    suffix = f"{WITH_IMATRIX}-{imatrix_sha256(imatrix)[:16]}" if any(spec.imatrix for spec in specs) else ""
     folder = gguf_cache(source.sha256)
-    paths = {fmt: folder / f"{source.name}-{fmt.name}.gguf" for fmt in wanted}
+    paths = {fmt: folder / f"{source.name}-{fmt.name}{suffix}.gguf" for fmt in formats.values()}
     missing = {fmt: path for fmt, path in paths.items() if not path.exists()}
-    if missing:
+    if missing and not dry:
         convert(
             source,
             list(missing),
             missing.__getitem__,
+            options=Options(imatrix=imatrix),
             force=True,
             threads=threads,
             progress=lambda done, total, _: progress("converting", done, total),
         )
-    return paths
+    return {spec: paths[fmt] for spec, fmt in formats.items()}
 
 
 def _tokenize_with_gguf(specs: Sequence[Spec], text: Text) -> Tokens:

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -77,12 +77,31 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """One stage at one length, timed over and over; rates in tokens/s, samples in seconds.
+
+    kind pp: a prompt of `n_tokens` at once. kind tg: `n_tokens` made one by one after `depth` others, 0 being the
+    first token alone. p5 is the slow end and p95 the fast one.
+    """
+
+    kind: str
+    n_tokens: int
+    depth: int
+    ts: float
+    ts_p5: float
+    ts_p95: float
+    samples_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Speed:
     """Latency of one backend in a process of its own, after warm-up; medians of `repetitions` runs.
 
     pp: prompt processing of `pp_tokens` at once, tokens/s. tg: generation of `tg_tokens` one by one after
     a prompt of `tg_depth`, tokens/s. ttft_s: a prompt of `pp_tokens` until its first new token, seconds.
-    load_s: opening the weights, seconds, once, imports excluded. Raw samples are seconds.
+    load_s: opening the weights, seconds, once, imports excluded. Raw samples are seconds, *_p5 and *_p95 their
+    quantiles as rates (pp, tg) or seconds (ttft). timings: the same stages at other lengths. cpu_mhz, gpu_mhz: the
+    clocks right after the timed rounds, None where the machine does not say.
     """
 
     pp_ts: float
@@ -97,6 +116,21 @@ class Speed:
     pp_samples_s: tuple[float, ...] = ()
     tg_samples_s: tuple[float, ...] = ()
     ttft_samples_s: tuple[float, ...] = ()
+    pp_ts_p5: float | None = None
+    pp_ts_p95: float | None = None
+    tg_ts_p5: float | None = None
+    tg_ts_p95: float | None = None
+    ttft_s_p5: float | None = None
+    ttft_s_p95: float | None = None
+    timings: tuple[Timing, ...] = ()
+    cpu_mhz: float | None = None
+    gpu_mhz: float | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Speed:
+        """Rebuild it from parsed JSON, whose lists are tuples here."""
+        timings = tuple(Timing(**_with_tuples(timing)) for timing in data.get("timings", ()))
+        return cls(**{**_with_tuples(data), "timings": timings})
 
 
 @dataclass(frozen=True)
@@ -105,7 +139,10 @@ class MemoryUsage:
 
     weights_bytes counts unique storages: codes, scales, codebooks, biases and what was left unquantized.
     Peaks are the kernel's own (VmHWM), file-backed pages of a mapped model included; base_rss_bytes is
-    what the interpreter and its libraries took before the model. peak_vram_bytes is None without CUDA.
+    what the interpreter and its libraries took before the model. pss (shared pages divided among those who share
+    them), uss (private pages) and rss with its anonymous, file-backed and shared-memory parts are what is held
+    after the last token. peak_vram_bytes is what torch reserved at most, peak_vram_allocated_bytes what tensors
+    took of it, vram_process_bytes the driver's count. None is what the machine does not say.
     """
 
     weights_bytes: int
@@ -114,6 +151,16 @@ class MemoryUsage:
     load_peak_rss_bytes: int
     peak_rss_bytes: int
     peak_vram_bytes: int | None = None
+    prefill_peak_rss_bytes: int | None = None
+    decode_peak_rss_bytes: int | None = None
+    pss_bytes: int | None = None
+    uss_bytes: int | None = None
+    rss_bytes: int | None = None
+    rss_anon_bytes: int | None = None
+    rss_file_bytes: int | None = None
+    rss_shmem_bytes: int | None = None
+    peak_vram_allocated_bytes: int | None = None
+    vram_process_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +169,8 @@ class EvalRecord:
 
     model_size is what the loaded model holds (`Footprint.weights_bytes`), bpw = 8 * model_size /
     model_n_params. modules_quantized of modules_total shows a quantizer that silently skipped everything.
-    text_sha256 and tokens_sha256 pin the corpus and the ids that every format was given.
+    text_sha256 and tokens_sha256 pin the corpus and the ids that every format was given. keys: task ->
+    `ggtool.keys`' hash of all that its numbers depend on.
     """
 
     model: str
@@ -146,6 +194,7 @@ class EvalRecord:
     environment: Mapping[str, str]
     test_time: str
     failure: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -172,7 +221,11 @@ def part_from_dict(name: str, value: Any) -> Any:
     """Rebuild one field of a record from parsed JSON: a part becomes its dataclass, the rest stays as it is."""
     if name not in PARTS or value is None:
         return value
-    return PARTS[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in value.items()})
+    return Speed.from_dict(value) if name == "speed" else PARTS[name](**_with_tuples(value))
+
+
+def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 PARTS: Mapping[str, type] = MappingProxyType(

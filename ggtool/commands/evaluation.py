@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,28 +28,46 @@ def run(request: Request, out: Path, *, as_json: bool, quiet: bool) -> None:
             row = len(records) + 1
             update(f"[{row}/{len(what.targets)}] {target.label}: {stage}", done, total)
 
-        try:
+        with stopped_by_user(records, out):
             for record in evaluate(what, relay):
                 store.append(record)
                 records.append(record)
                 _note(record, quiet=quiet)
-        except KeyboardInterrupt:
-            raise MeasureError(f"stopped; the {len(records)} finished records are in {out}.") from None
-    _print(records, as_json=as_json)
+    print_records(records, as_json=as_json)
     if not quiet:
         notify(f"{len(records)} records appended to {out}.")
-    failed = [record.label for record in records if record.failure]
-    if failed:
-        raise MeasureError(f"{len(failed)} of {len(records)} formats failed: {', '.join(failed)}.")
+    refuse_failures(records)
 
 
-def _print(records: list[EvalRecord], *, as_json: bool) -> None:
+@contextmanager
+def stopped_by_user(records: Sequence[EvalRecord], out: Path) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says where the finished records are."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise MeasureError(f"stopped; the {len(records)} finished records are in {out}.") from None
+
+
+def print_records(records: Sequence[EvalRecord], *, as_json: bool) -> None:
+    """Print records on stdout, as a table or as one JSON array."""
     if as_json:
         print(json.dumps([asdict(record) for record in records], indent=2, allow_nan=False))
     else:
         stdout().print(eval_table(records))
 
 
-def _note(record: EvalRecord, *, quiet: bool) -> None:
+def refuse_failures(records: Sequence[EvalRecord]) -> None:
+    """Raise MeasureError if a format failed, so that the command ends with exit code 1."""
+    failed = [record.label for record in records if record.failure]
+    if failed:
+        raise MeasureError(f"{len(failed)} of {len(records)} formats failed: {', '.join(failed)}.")
+
+
+def outcome_line(record: EvalRecord) -> str:
+    """Return what a finished row says in one line."""
     result = f"ppl {record.perplexity.ppl:.4f}" if record.perplexity else "failed"
-    stderr(quiet=quiet).print(f"{record.label}: {record.failure or result}", markup=False)
+    return f"{record.label}: {record.failure or result}"
+
+
+def _note(record: EvalRecord, *, quiet: bool) -> None:
+    stderr(quiet=quiet).print(outcome_line(record), markup=False)
