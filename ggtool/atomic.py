@@ -1,4 +1,4 @@
-"""Write a file under a temporary name, flush it to the disk, then give it its real name in one step.
+"""Write a file or a folder under a temporary name, flush it to the disk, then give it its real name.
 
 A reader sees the old file or the whole new one, never a part. A writer that was killed leaves a
 `.NAME.*.partial` behind; the next writer of the same name finds it unlocked and removes it.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,6 +49,51 @@ def scratch_file(folder: Path, name: str) -> Iterator[Path]:
     """
     with _temporary(folder / name) as (_, temporary):
         yield temporary
+
+
+@contextmanager
+def atomic_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, for files; on a clean exit flush them and make it `path`, otherwise remove it.
+
+    `force` replaces a folder that `is_ours` knows, or an empty one, never another. Between the two renames of a
+    replacement nothing has the name; whoever is killed there leaves both folders whole beside it.
+    """
+    refuse_existing_folder(path, force=force, is_ours=is_ours)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write in {path.parent}: {error.strerror}.") from error
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())
+            _flush(file)
+        os.fsync(handle)
+        refuse_existing_folder(path, force=force, is_ours=is_ours)
+        _publish_folder(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def refuse_existing_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Raise OutputError if `path` exists and may not be replaced. Call it before any work is done."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise OutputError(f"{path} is no folder; name another with --out.")
+    if any(path.iterdir()):
+        if not is_ours(path):
+            raise OutputError(f"{path} holds something else and stays; name another folder with --out.")
+        if not force:
+            raise OutputError(f"{path} exists; pass --force to replace it, or another name with --out.")
 
 
 @contextmanager
@@ -92,19 +138,45 @@ def _publish(temporary: Path, path: Path, *, force: bool) -> None:
             raise OutputError(
                 f"{path} was made by another process meanwhile; pass --force to replace it."
             ) from None
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+def _publish_folder(temporary: Path, path: Path) -> None:
+    if path.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
+        path.rename(aside)
+        try:
+            temporary.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        temporary.rename(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def _remove_orphans(path: Path) -> None:
     for orphan in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
-        with suppress(OSError), orphan.open("rb") as file:
-            # A live writer holds the lock; then this raises BlockingIOError and the file stays.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            orphan.unlink()
+        with suppress(OSError):
+            handle = os.open(orphan, os.O_RDONLY)
+            try:
+                # A live writer holds the lock; then this raises BlockingIOError and what it writes stays.
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if orphan.is_dir():
+                    shutil.rmtree(orphan, ignore_errors=True)
+                else:
+                    orphan.unlink()
+            finally:
+                os.close(handle)
 
 
 def _umask() -> int:

@@ -15,6 +15,7 @@ import typer
 
 from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
+from ggtool.cli_quantize import quantize
 from ggtool.errors import GgtoolError
 from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
 
@@ -82,6 +83,7 @@ def _root(
 
 app.command()(convert)
 app.command()(imatrix)
+app.command()(quantize)
 
 
 @app.command()

@@ -145,7 +145,7 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
         reference=None if reference is None else _target(reference, source, converted),
         text=text,
         tokens=tokens,
-        device=_device(request.device),
+        device=choose_device(request.device),
     )
 
 
@@ -278,7 +278,8 @@ def _tokenize_with_gguf(specs: Sequence[Spec], text: Text) -> Tokens:
         return Tokens.load(ids)
 
 
-def _device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Return where to compute; auto takes CUDA where torch sees it."""
     if asked != "auto":
         return asked
     return "cuda" if Path("/proc/driver/nvidia/version").exists() and _torch_sees_cuda() else "cpu"

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "ggtool"
 LAYERS = {
     0: {"", "errors", "formats", "results", "atomic", "environment", "cache"},
     1: {
+        "quantized_folder",
         "checkpoint",
         "pickled",
         "source",
@@ -33,7 +34,7 @@ LAYERS = {
         "experiment",
     },
     4: {"report", "chat"},
-    5: {"cli", "cli_convert", "flags", "commands", "__main__"},
+    5: {"cli", "cli_convert", "cli_quantize", "flags", "commands", "__main__"},
 }
 # Within layer 2 a folder may import another only along these arrows.
 ARROWS = {("quantizers", "kernels"), ("backends", "quantizers")}

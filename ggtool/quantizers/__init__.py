@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class QuantizedTensor:
         """Return the rows that a slice or a vector of indices names; a slice copies nothing."""
         codes = self.codes[index]
         return QuantizedTensor(codes, self.scales[index], (len(codes), self.shape[1]))
+
+    def to(self, device: str | device) -> QuantizedTensor:
+        """Return it on another device."""
+        return QuantizedTensor(self.codes.to(device), self.scales.to(device), self.shape)
 
 
 class Quantizer(Protocol):

@@ -6,13 +6,10 @@ matrix in float32.
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,21 +20,33 @@ from ggtool.errors import SourceError
 from ggtool.quantizers import Quantizer
 from ggtool.quantizers.components import Matrix, find_matrices, select
 from ggtool.quantizers.linear import PackedMatrix, QuantizedEmbedding, QuantizedLinear
-from ggtool.quantizers.pretrained import Device, match_tensors, skeleton
+from ggtool.quantizers.pretrained import Device, match_tensors, refuse_quantized, skeleton
 from ggtool.quantizers.selectors import ALL
 
+# done, total
+Progress = Callable[[int, int], None]
 
-def load_packed(folder: Path, quantizer: Quantizer, device: Device, components: str = ALL) -> PreTrainedModel:
+
+def load_packed(
+    folder: Path,
+    quantizer: Quantizer,
+    device: Device,
+    components: str = ALL,
+    progress: Progress = lambda done, total: None,
+) -> PreTrainedModel:
     """Return the model of `folder` with the matrices that `components` names quantized, the rest float32.
 
-    The token table and the output head are quantized as `quantizer.for_tables` does.
+    The token table and the output head are quantized as `quantizer.for_tables` does. progress: matrices done, of all.
 
     Raises SourceError when the checkpoint does not fit its config or holds a weight that is not finite.
     """
+    refuse_quantized(folder)
     model = skeleton(folder)
     tensors = match_tensors(folder, model)
     tables = {model.get_input_embeddings(), model.get_output_embeddings()}
-    for matrix in select(find_matrices(model), components):
+    chosen_ones = select(find_matrices(model), components)
+    for done, matrix in enumerate(chosen_ones):
+        progress(done, len(chosen_ones))
         # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
         weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
         if isinstance(matrix.modules[0], Conv1D):
@@ -45,12 +54,13 @@ def load_packed(folder: Path, quantizer: Quantizer, device: Device, components: 
         chosen = quantizer.for_tables if any(module in tables for module in matrix.modules) else quantizer
         packed = PackedMatrix(chosen, chosen.quantize(weight))
         del weight
-        _install(model, matrix, packed)
-    _fill(model, tensors, device)
+        install(model, matrix, packed)
+    fill(model, tensors, device)
     return model.to(device)  # moves the model's own buffers; everything else is there already
 
 
-def _install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
+def install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
+    """Put packed modules in the place of all users of `matrix`; a linear layer keeps its bias."""
     for name, module in zip(matrix.names, matrix.modules, strict=True):
         if isinstance(module, nn.Embedding):
             model.set_submodule(name, QuantizedEmbedding(packed))
@@ -58,7 +68,7 @@ def _install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
             model.set_submodule(name, QuantizedLinear(packed, cast(nn.Parameter | None, module.bias)))
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, LazyTensor], device: Device) -> None:
+def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], device: Device) -> None:
     """Give every parameter that is still empty its tensor, a tied one the same to all its users."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -76,17 +86,8 @@ def _read(tensor: LazyTensor, device: Device) -> Tensor:
     array = tensor.float32()
     if not array.flags.writeable:
         array = array.copy()  # still the mapped file
-    _release(tensor.raw)
+    tensor.release()
     value = torch.from_numpy(array)
     if not all(extreme.isfinite() for extreme in value.aminmax()):
         raise SourceError(f"tensor {tensor.name} in {tensor.file} holds a weight that is not finite.")
     return value.to(device)
-
-
-def _release(raw: npt.NDArray[Any]) -> None:
-    """Give the pages of the mapped file back to the kernel, which counts them as this process's memory."""
-    base: object = raw
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)

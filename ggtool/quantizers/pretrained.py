@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ggtool.checkpoint import FLOAT_TYPES, LazyTensor, open_checkpoint, read_json
 from ggtool.errors import SourceError
+from ggtool.quantized_folder import CONFIG_KEY, CONFIG_NAME, is_quantized_folder
 from ggtool.quantizers.quiet import quiet_and_offline
 
 Device = Literal["cpu", "cuda"]
@@ -45,11 +46,24 @@ _LOADER_ERRORS = (
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """Return the config of a float checkpoint; SourceError if it is unknown, damaged or already quantized."""
-    if "quantization_config" in read_json(folder / "config.json"):
-        raise SourceError(f"{folder} is quantized already; start from the checkpoint it was made of.")
+    """Return the config of a float checkpoint, or of the one a saved model was made of.
+
+    SourceError if it is unknown, damaged or quantized by someone else.
+    """
+    is_ours = is_quantized_folder(folder)
+    if not is_ours:
+        refuse_quantized(folder)
     with _explained(folder):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if is_ours:
+        del config.quantization_config  # transformers knows no such method, and is not asked to
+    return config
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Raise SourceError if the checkpoint in `folder` is quantized, by whomever."""
+    if CONFIG_KEY in read_json(folder / CONFIG_NAME):
+        raise SourceError(f"{folder} is quantized already; start from the checkpoint it was made of.")
 
 
 def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization: Any) -> PreTrainedModel:
@@ -57,6 +71,7 @@ def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization:
 
     Raises SourceError, in one line, when the checkpoint cannot be loaded whole.
     """
+    refuse_quantized(folder)
     config = read_config(folder)
     open_checkpoint(folder)  # names a damaged file in our words
     with _explained(folder):
@@ -72,12 +87,15 @@ def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization:
             **quantization,
         )
     unused = [name for name in info["unexpected_keys"] if not _BUFFERS.search(name)]
-    _refuse_misfits(folder, sorted(info["missing_keys"]), sorted(unused))
+    refuse_misfits(folder, sorted(info["missing_keys"]), sorted(unused))
     return model.eval()
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """Return the float32 model of `folder` with tied weights, its parameters on meta and its buffers real."""
+    """Return the float32 model of `folder` with tied weights, its parameters on meta and its buffers real.
+
+    A saved model's folder gives the model that it was made of.
+    """
     config = read_config(folder)
     with _explained(folder):
         with init_empty_weights(include_buffers=False):
@@ -112,7 +130,7 @@ def match_tensors(folder: Path, model: PreTrainedModel) -> dict[str, LazyTensor]
         found[names[0]] = tensors[stored[0]]
         _check_fit(folder, [tensors[key] for key in stored], tuple(model.get_parameter(names[0]).shape))
     unused = [key for key in tensors if key not in used and not _BUFFERS.search(key)]
-    _refuse_misfits(folder, missing, unused)
+    refuse_misfits(folder, missing, unused)
     return found
 
 
@@ -137,7 +155,8 @@ def _check_fit(folder: Path, stored: list[LazyTensor], shape: tuple[int, ...]) -
             )
 
 
-def _refuse_misfits(folder: Path, missing: list[str], unused: list[str]) -> None:
+def refuse_misfits(folder: Path, missing: list[str], unused: list[str]) -> None:
+    """Raise SourceError if a checkpoint lacks parameters or has some that the model does not."""
     for what, names in (("lacks", missing), ("has no place in the model for", unused)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,0 +1,105 @@
+"""`ggtool quantize`: one checkpoint, one from-scratch format, one folder that stands alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from ggtool.atomic import refuse_existing_folder
+from ggtool.commands.console import Update, notifier, progress_bar, stdout
+from ggtool.errors import UsageError
+from ggtool.formats import Format
+from ggtool.plan import choose_device, parse_backend
+from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
+from ggtool.results import label
+from ggtool.source import ModelSource, resolve
+
+DEFAULT_FOLDER = Path("models")
+_MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The flags of one call, as typed."""
+
+    backend: str
+    model: str | None = None
+    revision: str | None = None
+    out: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    force: bool = False
+
+
+def run(request: Request, *, as_json: bool, quiet: bool) -> None:
+    """Quantize, save and say what was made. Raises before any work where the request is wrong."""
+    fmt, components = parse_format(request.backend)
+    source = resolve(request.model, request.revision, notifier(quiet=quiet))
+    out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)
+    refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
+    started = time.monotonic()
+    with progress_bar(quiet=quiet) as update:
+        _quantize(request, source, fmt, components, out, update)
+    report(out, fmt, components, time.monotonic() - started, as_json=as_json)
+
+
+def parse_format(name: str) -> tuple[Format, str]:
+    """Read a from-scratch format with its selector; UsageError for every other one."""
+    if "," in name:
+        raise UsageError("a folder holds one format; call `ggtool quantize` once for each.")
+    spec = parse_backend(name)
+    if not isinstance(spec.what, Format) or not (spec.what.quantizer or "").startswith("scratch-"):
+        raise UsageError(
+            f"{name} is not quantized by ggtool; `ggtool quantize` takes scratch-* formats, `ggtool convert` makes GGUF."
+        )
+    return spec.what, spec.components
+
+
+def default_name(source: ModelSource, fmt: Format, components: str) -> str:
+    """Return the folder's name where none is given, such as "gpt2-scratch-iq4"."""
+    return f"{source.name}-{label(fmt.backend, components).replace(':', '-')}"
+
+
+def report(out: Path, fmt: Format, components: str, seconds: float, *, as_json: bool) -> None:
+    """Print the facts of a folder that was just made."""
+    n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    if as_json:
+        facts = {
+            "path": str(out),
+            "format": fmt.backend,
+            "components": components,
+            "n_bytes": n_bytes,
+            "seconds": seconds,
+        }
+        print(json.dumps(facts, indent=2))
+    else:
+        stdout().print(
+            f"{out}  {label(fmt.backend, components)}  {n_bytes / _MIB:.2f} MiB  {seconds:.1f} s",
+            markup=False,
+        )
+
+
+def _quantize(
+    request: Request, source: ModelSource, fmt: Format, components: str, out: Path, update: Update
+) -> None:
+    # torch is imported here: a request that is wrong is refused before the seconds that takes.
+    import torch
+
+    from ggtool.environment import usable_cpus
+    from ggtool.quantizers.packed import load_packed
+    from ggtool.quantizers.saved import make_quantizer, save_quantized
+
+    torch.set_num_threads(request.threads or usable_cpus())
+    device = choose_device(request.device)
+    model = load_packed(
+        source.folder,
+        make_quantizer(cast(str, fmt.quantizer)),
+        device,
+        components,
+        lambda done, total: update("quantizing", done, total),
+    )
+    facts = QuantizedFacts(fmt.backend, components, source.model, source.revision, source.sha256)
+    save_quantized(model, out, facts, source.folder, force=request.force)
