@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ import typer
 from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
 from ggtool.cli_quantize import quantize
-from ggtool.errors import GgtoolError
+from ggtool.errors import GgtoolError, UsageError
 from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
 
 if TYPE_CHECKING:
@@ -166,15 +167,22 @@ def generate(
 
 @app.command("eval")
 def eval_(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Models on disk: .gguf files, and folders that `ggtool quantize` made.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--backend",
             "-b",
-            help="Formats, e.g. hf-fp32,bnb-nf4,gguf-q4_k_m, or .gguf paths. Repeatable, comma lists.",
+            help="Formats, e.g. hf-fp32,bnb-nf4,gguf-q4_k_m, or models on disk. Repeatable, comma lists.",
             show_default=False,
         ),
-    ],
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     corpus: Annotated[
@@ -250,7 +258,8 @@ def eval_(
 
     Each number comes from a fresh process; a format that fails is one failed row and exit code 1.
 
-    Example: [bold]ggtool eval --model ./my-gpt2 --backend hf-fp32,scratch-int8,bnb-nf4,gguf-q4_k_m[/bold]
+    Examples: [bold]ggtool eval --model ./my-gpt2 --backend hf-fp32,scratch-int8,bnb-nf4,gguf-q4_k_m[/bold]
+    [bold]ggtool eval ./my-gpt2-scratch-iq4[/bold]
     """
     from ggtool.commands.evaluation import run
     from ggtool.formats import split_list
@@ -258,7 +267,7 @@ def eval_(
     from ggtool.plan import Request
 
     request = Request(
-        backends=split_list(backend),
+        backends=[*_on_disk(paths or ()), *split_list(backend or ())],
         model=model,
         revision=revision,
         corpus=corpus,
@@ -403,7 +412,6 @@ def sweep(
     Examples: [bold]ggtool sweep --preset study --model ./my-gpt2[/bold]   [bold]ggtool sweep mine.yaml --chunks 0[/bold]
     """
     from ggtool.commands.sweep import run
-    from ggtool.errors import UsageError
     from ggtool.experiment import find_preset, read_experiment, request_from
     from ggtool.formats import split_list
     from ggtool.metrics.speed import parse_lengths
@@ -473,6 +481,14 @@ def _sampling(
     from ggtool.backends import SamplingParams
 
     return SamplingParams(n_predict, temperature, top_k, top_p, min_p, repeat_penalty, seed)
+
+
+def _on_disk(paths: Sequence[Path]) -> list[str]:
+    for path in paths:
+        if not path.expanduser().exists():
+            raise UsageError(f"there is no file or folder {path}; a format's name goes after --backend.")
+    # As whole paths, so that a folder may be called like a format.
+    return [str(path.expanduser().resolve()) for path in paths]
 
 
 def _threads(asked: int) -> int:

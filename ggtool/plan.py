@@ -23,13 +23,14 @@ from ggtool.convert.imatrix import ImportanceMatrix, read_imatrix
 from ggtool.convert.options import Options
 from ggtool.convert.recipe import imatrix_sha256
 from ggtool.corpus import Text, Tokens
-from ggtool.errors import UsageError
+from ggtool.errors import MeasureError, UsageError
 from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
 from ggtool.job import Job
 from ggtool.metrics.windows import cut
+from ggtool.quantized_folder import folder_sha256, is_quantized_folder, read_facts
 from ggtool.quantizers.selectors import ALL, check
 from ggtool.results import label
-from ggtool.source import ModelSource, Notify, resolve
+from ggtool.source import ModelSource, Notify, from_folder, resolve
 
 DEFAULT_N_CTX = 512
 DEFAULT_REFERENCE = "hf-fp32"
@@ -74,7 +75,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Spec:
-    """A --backend value, read: a format, or a .gguf file; the part of the model that is quantized; how it is made."""
+    """A --backend value, read: a format, or a model on disk; the part that is quantized; how it is made.
+
+    A model on disk is a .gguf file or a folder that `ggtool quantize` saved.
+    """
 
     what: Format | Path
     components: str = ALL
@@ -85,7 +89,7 @@ class Spec:
 class Target:
     """One format of the model and the files that hold it; `components` is what of it is quantized.
 
-    sha256 is that of the GGUF file or of the checkpoint; empty for a file that is yet to be made.
+    sha256 is that of the GGUF file, the saved model or the checkpoint; empty for a file that is yet to be made.
     """
 
     format: Format
@@ -118,10 +122,11 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
 
     Raises UsageError, SourceError, ArtifactError or OutputError.
     """
+    request = _with_saved_model(request)
     specs = [parse_backend(name) for name in request.backends]
     if not specs:
         raise UsageError(
-            "name at least one --backend, such as bnb-nf4 or gguf-q4_0; `ggtool formats` lists all."
+            "name at least one --backend, such as bnb-nf4 or gguf-q4_0 (`ggtool formats` lists all), or a model on disk."
         )
     asked = request.reference
     reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
@@ -135,7 +140,10 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
     text = corpus.load_text(
         request.corpus, source, notify, column=request.text_column, samples=request.samples
     )
-    tokens = corpus.tokenize(text.text, source) if source else _tokenize_with_gguf(specs, text)
+    tokens = corpus.tokenize(text.text, source) if source else _tokenize_alone(specs, text)
+    for spec in everything:
+        if isinstance(spec.what, Path) and spec.what.is_dir():
+            _check_vocabulary(spec.what, source, text, tokens)
     tokens = tokens.first(request.max_tokens)
     cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
     converted = _converted(source, everything, request, progress, dry=dry)
@@ -150,11 +158,17 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
 
 
 def parse_backend(name: str) -> Spec:
-    """Read a --backend value. Raises UsageError for a format, a file or a selector that there is not."""
+    """Read a --backend value. Raises UsageError for a format, a file, a folder or a selector that there is not."""
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UsageError(f"there is no file {name}.")
+        return Spec(path)
+    if name.lower() not in FORMATS and path.is_dir():
+        if not is_quantized_folder(path):
+            raise UsageError(
+                f"{name} was not saved by `ggtool quantize`; a checkpoint is measured by --model {name} --backend hf-fp32."
+            )
         return Spec(path)
     backend, colon, components = name.partition(":")
     if not colon and backend.lower().endswith(WITH_IMATRIX):
@@ -188,6 +202,8 @@ def _check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
 
 
 def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Path]) -> Target:
+    if isinstance(spec.what, Path) and spec.what.is_dir():
+        return _saved_target(spec.what, source)
     if isinstance(spec.what, Path):
         artifact = open_artifact(spec.what)
         name, revision = (source.model, source.revision) if source else (spec.what.stem, "")
@@ -202,6 +218,28 @@ def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Pat
     # Under the name that was typed, a record says how its file was made.
     fmt = replace(spec.what, name=spec.what.name + WITH_IMATRIX) if spec.imatrix else spec.what
     return Target(fmt, spec.components, path, source.model, source.revision, sha256)
+
+
+def _saved_target(folder: Path, source: ModelSource | None) -> Target:
+    facts = read_facts(folder)
+    known = FORMATS.get(facts.format) or Format(
+        facts.format, "safetensors", "huggingface", facts.format, bits=0.0
+    )
+    name, revision = (source.model, source.revision) if source else (facts.model, facts.revision)
+    return Target(known, facts.components, folder.resolve(), name, revision, folder_sha256(folder))
+
+
+def _with_saved_model(request: Request) -> Request:
+    """Take a --model that `ggtool quantize` saved for what it is: the one thing to measure."""
+    folder = None if request.model is None else Path(request.model).expanduser()
+    if folder is None or not is_quantized_folder(folder):
+        return request
+    if request.backends:
+        raise UsageError(
+            f"{request.model} is quantized already; measure it by `ggtool eval {request.model}`, beside others of the "
+            "checkpoint that --model names."
+        )
+    return replace(request, model=None, backends=[str(folder.resolve())])
 
 
 def _format_of(artifact: Artifact) -> Format:
@@ -265,9 +303,19 @@ def _files(
     return {spec: paths[fmt] for spec, fmt in formats.items()}
 
 
-def _tokenize_with_gguf(specs: Sequence[Spec], text: Text) -> Tokens:
-    """Tokenize with the vocabulary of the first GGUF file, in a child: native code reads the file."""
-    path = next(spec.what for spec in specs if isinstance(spec.what, Path))
+def _tokenize_alone(specs: Sequence[Spec], text: Text) -> Tokens:
+    """Tokenize without a checkpoint: with a saved model's tokenizer, else with the first GGUF file's vocabulary."""
+    paths = [spec.what for spec in specs if isinstance(spec.what, Path)]
+    folder = next((path for path in paths if path.is_dir()), None)
+    return _tokenize_with_gguf(paths[0], text) if folder is None else _tokenize_with_folder(folder, text)
+
+
+def _tokenize_with_folder(folder: Path, text: Text) -> Tokens:
+    return corpus.tokenize(text.text, from_folder(folder))
+
+
+def _tokenize_with_gguf(path: Path, text: Text) -> Tokens:
+    """Tokenize with the vocabulary of a GGUF file, in a child: native code reads the file."""
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as folder:
         written, ids = Path(folder) / "text.txt", Path(folder) / "tokens.npz"
         written.write_bytes(text.text.encode())
@@ -276,6 +324,18 @@ def _tokenize_with_gguf(specs: Sequence[Spec], text: Text) -> Tokens:
             Job(task="tokenize", format=fmt, path=str(path.resolve()), tokens=str(ids), text=str(written))
         )
         return Tokens.load(ids)
+
+
+def _check_vocabulary(folder: Path, source: ModelSource | None, text: Text, tokens: Tokens) -> None:
+    """Refuse a saved model whose own tokenizer would have made other ids of the text."""
+    own, theirs = folder / "tokenizer.json", source and source.folder / "tokenizer.json"
+    if theirs and own.exists() and theirs.exists() and own.read_bytes() == theirs.read_bytes():
+        return
+    if _tokenize_with_folder(folder, text).sha256 != tokens.sha256:
+        raise MeasureError(
+            f"the tokenizer in {folder} gives other token ids than that of the model beside it; numbers on different "
+            "tokens cannot be compared. Measure them one by one."
+        )
 
 
 def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

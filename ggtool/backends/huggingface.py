@@ -1,4 +1,4 @@
-"""The transformers runtime: a checkpoint folder in float, from-scratch quantized or by bitsandbytes.
+"""The transformers runtime: a checkpoint in float, from-scratch quantized or by bitsandbytes, or a saved model.
 
 Activations are in the format's float type: float32 for `scratch-*` and, on a CPU, for `bnb-*`. The KV cache
 is transformers' own DynamicCache in that type.
@@ -26,12 +26,14 @@ from ggtool.backends.torch_sampling import Sampler
 from ggtool.checkpoint import read_json
 from ggtool.errors import MeasureError, UsageError
 from ggtool.formats import Format
+from ggtool.quantized_folder import is_quantized_folder
 from ggtool.quantizers import Quantizer, load_attribute
 from ggtool.quantizers.bnb import BitsAndBytes
 from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import count_params, load_float, read_config, skeleton
+from ggtool.quantizers.saved import load_quantized
 
 # n_ctx 0 takes the model's own context, but no more than this, as on the llama.cpp runtime.
 DEFAULT_N_CTX = 4096
@@ -65,7 +67,7 @@ class HuggingFaceBackend:
     """
 
     def __init__(self, fmt: Format, path: Path, options: LoadOptions) -> None:
-        """Load the checkpoint in `path` as `fmt` says. Sets torch's thread count for the whole process.
+        """Load the checkpoint in `path` as `fmt` says, or a saved model as it is. Sets torch's thread count for the whole process.
 
         Raises SourceError when it cannot be loaded, UsageError when the device or the context asked for
         cannot be had, MeasureError when a quantizer quantized nothing.
@@ -217,6 +219,8 @@ class HuggingFaceBackend:
 
 
 def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
+    if is_quantized_folder(path):  # what format it is in, it says itself
+        return load_quantized(path, options.device)
     if fmt.quantizer is None:
         return load_float(path, _FLOAT_TYPES[fmt.name], options.device)
     found = load_attribute(fmt.quantizer)
