@@ -32,6 +32,7 @@ LAYERS = {
         "keys",
         "evaluate",
         "experiment",
+        "training",
     },
     4: {"report", "chat"},
     5: {"cli", "cli_convert", "cli_quantize", "flags", "commands", "__main__"},

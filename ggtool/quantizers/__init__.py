@@ -55,6 +55,10 @@ class Quantizer(Protocol):
         """Return the float32 matrix that the codes stand for."""
         ...
 
+    def round_trip(self, weight: Tensor) -> Tensor:
+        """Return bit for bit what `dequantize` gives of `quantize`, which may skip the packing in between."""
+        ...
+
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
         """Return x @ W.T + bias, (..., columns) to (..., rows), without ever holding W whole."""
         ...

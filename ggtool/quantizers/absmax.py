@@ -42,6 +42,10 @@ class Int8PerChannel:
         """Return the float32 matrix (rows, columns) that the codes stand for."""
         return quantized.codes.to(torch.float32) * quantized.scales[:, None]
 
+    def round_trip(self, weight: Tensor) -> Tensor:
+        """Return float32 `weight` (rows, columns) as its codes have it."""
+        return self.dequantize(self.quantize(weight))
+
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
         """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
         return int8.matmul(x, quantized.codes, quantized.scales, bias)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Elements handled at once: what a search makes beside them stays in a cache.
+# Elements handled at once: on a CPU what a search makes beside them stays in a cache; a GPU wants work for all of it.
 _ELEMENTS_AT_ONCE = 1 << 18
+_ELEMENTS_AT_ONCE_CUDA = 1 << 26
 
 
 def pad_columns(weight: Tensor, group: int) -> Tensor:
@@ -20,7 +21,8 @@ def pad_columns(weight: Tensor, group: int) -> Tensor:
 
 def row_panels(weight: Tensor) -> Iterator[Tensor]:
     """Yield some rows of `weight` after the other, float32 (rows, columns)."""
-    step = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
+    at_once = _ELEMENTS_AT_ONCE_CUDA if weight.is_cuda else _ELEMENTS_AT_ONCE
+    step = max(1, at_once // weight.shape[1])
     for start in range(0, len(weight), step):
         yield weight[start : start + step].to(torch.float32)
 

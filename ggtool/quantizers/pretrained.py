@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -96,12 +95,25 @@ def skeleton(folder: Path) -> PreTrainedModel:
 
     A saved model's folder gives the model that it was made of.
     """
+    from accelerate import (
+        init_empty_weights,
+    )  # here alone: training needs no skeleton, and runs without the package
+
     config = read_config(folder)
     with _explained(folder):
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         model.tie_weights()  # under init_empty_weights a tied parameter is made twice
     return model.eval().requires_grad_(False)
+
+
+def initialized(folder: Path) -> PreTrainedModel:
+    """Return the float32 model of `folder` with tied weights and random numbers in it, for training."""
+    config = read_config(folder)
+    if getattr(config, "activation_function", None) == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function as one kernel, not seven
+    with _explained(folder):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def count_params(model: nn.Module) -> int:

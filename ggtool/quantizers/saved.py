@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -44,12 +45,18 @@ _SCRATCH = "scratch-"
 
 
 def save_quantized(
-    model: PreTrainedModel, path: Path, facts: QuantizedFacts, original: Path, *, force: bool = False
+    model: PreTrainedModel,
+    path: Path,
+    facts: QuantizedFacts,
+    original: Path,
+    *,
+    force: bool = False,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> QuantizedFacts:
     """Write `model`, whose matrices are packed, as the folder `path`; config and tokenizer come from `original`.
 
-    The folder appears whole or not at all; `force` replaces one that this function wrote. Returns `facts` with the
-    versions and matrices that were stored. Raises OutputError.
+    The folder appears whole or not at all; `force` replaces one that this function wrote. texts: what else goes
+    into it, content by file name. Returns `facts` with the versions and matrices that were stored. Raises OutputError.
     """
     tensors, matrices = _tensors(model)
     facts = replace(facts, versions=_versions(), matrices=matrices)
@@ -59,6 +66,8 @@ def save_quantized(
         for name in TOKENIZER_FILES:
             if (original / name).is_file():
                 shutil.copyfile(original / name, folder / name)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return facts
 

@@ -7,6 +7,7 @@ scales'; groups of 32 have less error than groups of 64 in all four 4-bit tables
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import torch
@@ -84,6 +85,15 @@ class TableQuantizer(WidenedByPanels):
         weights = planes.widen(quantized.codes, quantized.scales, self._planes, self.group)
         return weights[:, : quantized.shape[1]]
 
+    def round_trip(self, weight: Tensor) -> Tensor:
+        """Return float32 `weight` (rows, columns) as its codes have it; nothing is packed."""
+        values = _values_on(self.values, weight.device)
+        panels = []
+        for weights in group_panels(weight, self.group):
+            codes, scales = self._encode(weights)
+            panels.append((values[codes.to(torch.int32)] * scales.to(torch.float32)[..., None]).flatten(1))
+        return torch.cat(panels)[:, : weight.shape[1]]
+
     def codes(self, quantized: QuantizedTensor) -> Tensor:
         """Return the unpacked codes, uint8 (rows, columns): indices into `values`."""
         total = torch.zeros((), dtype=torch.uint8, device=quantized.codes.device)
@@ -96,7 +106,7 @@ class TableQuantizer(WidenedByPanels):
 
     def _encode(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return uint8 codes (rows, groups, group) and scales (rows, groups) of float32 weights."""
-        return search_scales(weights, torch.tensor(self.values, dtype=torch.float32, device=weights.device))
+        return search_scales(weights, _values_on(self.values, weights.device))
 
     def _pack(self, codes: Tensor) -> Tensor:
         packed = []
@@ -104,6 +114,12 @@ class TableQuantizer(WidenedByPanels):
             packed.append(planes.pack(codes % plane.base, plane))
             codes = codes // plane.base
         return torch.cat(packed, -1)
+
+
+@functools.cache
+def _values_on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Kept, because a copy to a GPU waits for all that runs there.
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _planes_of(values: tuple[float, ...]) -> tuple[Plane, ...]:

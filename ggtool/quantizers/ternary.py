@@ -8,6 +8,7 @@ and 0.25 for its scales.
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import torch
@@ -49,6 +50,17 @@ class Ternary(WidenedByPanels):
         """Return the float32 matrix (rows, columns) that the codes stand for."""
         weights = planes.widen(quantized.codes, quantized.scales, (PLANE,) * self.n_planes, GROUP)
         return weights[:, : quantized.shape[1]]
+
+    def round_trip(self, weight: Tensor) -> Tensor:
+        """Return float32 `weight` (rows, columns) as its codes have it; nothing is packed."""
+        panels = []
+        for weights in group_panels(weight, GROUP):
+            terms = [
+                trits * scale.to(torch.float32)[..., None]
+                for trits, scale in fit_planes(weights, self.n_planes)
+            ]
+            panels.append(functools.reduce(torch.add, terms).flatten(1))
+        return torch.cat(panels)[:, : weight.shape[1]]
 
 
 def fit_planes(weights: Tensor, n_planes: int) -> list[tuple[Tensor, Tensor]]:

@@ -27,6 +27,10 @@ class WidenedByPanels(ABC):
     def dequantize(self, quantized: QuantizedTensor) -> Tensor:
         """Return the float32 matrix (rows, columns) that the codes stand for."""
 
+    def round_trip(self, weight: Tensor) -> Tensor:
+        """Return float32 `weight` (rows, columns) as its codes have it."""
+        return self.dequantize(self.quantize(weight))
+
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
         """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
         return panels.matmul(x, quantized.shape, lambda rows: self.dequantize(quantized.rows(rows)), bias)
