@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Train the small GPT-2 of models/gpt2-demo, or a larger one in the same way.
 
-Learns a byte-level BPE, packs the articles with <|endoftext|> between them, trains for a
-fixed time (or number of steps) on a GPU or a CPU, and writes a folder in the Hub's GPT-2
-layout: fp16 weights, no `transformer.` prefix, no mask buffers, tied lm_head left out.
+Learns a byte-level BPE or takes another model's, encodes the articles once into a mapped file
+with <|endoftext|> between them, trains for a fixed time (or number of steps) on a GPU or a CPU,
+and writes a folder in the Hub's GPT-2 layout: fp16 weights, no `transformer.` prefix, no mask
+buffers, tied lm_head left out. Started again after a stop, it goes on from its last checkpoint.
 
 The figures printed at the end belong to the stored file, read back and run in fp32:
 perplexity = exp(mean nll) over windows of n_ctx tokens that do not overlap, a last short
@@ -15,7 +16,7 @@ import json
 import lzma
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,11 +27,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ggtool.atomic import atomic_output
+from ggtool.source import from_folder
+from ggtool.training.data import batch_starts, tokenize_file
+
 EOT = "<|endoftext|>"
 SHORT_UNTIL = 0.7  # the part of the training that attends within short pieces only
 PROMPTS = ("The city of", "In 1978, he", "Mathematics is")
 
-LossFunction = Callable[[GPT2LMHeadModel, Tensor, int], Tensor]
+STATE = "training.pt"  # in the folder that is written, until it is whole
 
 
 def read_articles(path: Path) -> list[str]:
@@ -63,14 +68,12 @@ def train_tokenizer(articles: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def pack(tokenizer: Tokenizer, articles: list[str]) -> Tensor:
-    """Encode the articles in parallel: int32 (n_tokens,), each one closed by <|endoftext|>."""
-    eot = tokenizer.token_to_id(EOT)
-    pieces: list[Tensor] = []
-    for start in range(0, len(articles), 2048):  # bounds the memory that Encoding objects take
-        encodings = tokenizer.encode_batch_fast(articles[start : start + 2048])
-        pieces.extend(torch.tensor([*encoding.ids, eot], dtype=torch.int32) for encoding in encodings)
-    return torch.cat(pieces)
+def find_tokenizer(args: argparse.Namespace) -> Tokenizer:
+    """Take the tokenizer of --tokenizer, or one that an earlier start has written, or learn one."""
+    for folder in (args.tokenizer, args.out):
+        if folder is not None and (folder / "tokenizer.json").exists():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return train_tokenizer(read_articles(args.train), args.vocab)
 
 
 # --- training ----------------------------------------------------------------------------
@@ -96,17 +99,6 @@ def build_model(args: argparse.Namespace) -> GPT2LMHeadModel:
     )
 
 
-def batches(tokens: Tensor, batch: int, n_ctx: int) -> Iterator[Tensor]:
-    """Yield (batch, n_ctx + 1) for ever: windows cut at a new offset and shuffled each epoch."""
-    while True:
-        offset = int(torch.randint(n_ctx, ()))
-        n_windows = (len(tokens) - 1 - offset) // n_ctx
-        for starts in (torch.randperm(n_windows) * n_ctx + offset).split(batch):
-            if len(starts) == batch:
-                index = starts[:, None] + torch.arange(n_ctx + 1)
-                yield tokens[index.to(tokens.device)].long()
-
-
 def next_token_loss(model: GPT2LMHeadModel, ids: Tensor, span: int) -> Tensor:
     """Compute the mean nll of ids[:, 1:] in nats, attending within pieces of `span` tokens.
 
@@ -123,10 +115,16 @@ def next_token_loss(model: GPT2LMHeadModel, ids: Tensor, span: int) -> Tensor:
         # On a CPU, logits of 512 tokens still fit in cache; a GPU is better fed at once.
         chunk = 512 if ids.device.type == "cpu" else len(targets)
         total = sum(
-            F.cross_entropy(model.lm_head(part).float(), target, reduction="sum")
+            head_loss(part, model.lm_head.weight, target)
             for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True)
         )
     return total / len(targets)
+
+
+@torch.compile(dynamic=False)
+def head_loss(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """Sum the nll in nats of targets (n,) after hidden (n, n_embd); compiled, the logits are read once, not thrice."""
+    return F.cross_entropy(F.linear(hidden, table).float(), targets, reduction="sum")
 
 
 def make_optimizers(model: GPT2LMHeadModel, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -148,17 +146,34 @@ def make_optimizers(model: GPT2LMHeadModel, args: argparse.Namespace) -> list[to
     ]
 
 
-def compiled(model: GPT2LMHeadModel, ids: Tensor, spans: Iterable[int]) -> LossFunction:
-    """Return next_token_loss, compiled for each span if that works here."""
-    if ids.device.type == "cuda":  # measured on a CPU: no faster than eager
-        try:
-            step = torch.compile(next_token_loss, dynamic=False)
-            for span in spans:  # outside the time budget
-                gradient(model, step, [ids], span, map)
-            return step
-        except Exception as error:  # noqa: BLE001 - whatever the compiler's trouble is, eager still trains
-            print(f"torch.compile not used: {type(error).__name__}: {str(error)[:200]}")
-    return next_token_loss
+def choose_compiled(model: GPT2LMHeadModel, step: Callable[[], object]) -> None:
+    """Compile the blocks and the loss if `step` is faster so, on a GPU; nothing of this counts as training time.
+
+    Block by block, not the whole model: traced as a whole, transformers builds a mask that keeps the
+    fused causal attention from being used.
+    """
+
+    def seconds() -> float:
+        step()
+        torch.cuda.synchronize()
+        start = time.monotonic()
+        for _ in range(5):
+            step()
+        torch.cuda.synchronize()
+        return (time.monotonic() - start) / 5
+
+    eager = seconds()
+    torch.compiler.set_stance("default")
+    try:
+        for block in model.transformer.h:
+            block.compile(dynamic=False)
+        compiled = seconds()
+    except Exception as error:  # noqa: BLE001 - whatever the compiler's trouble is, eager still trains
+        print(f"torch.compile not used: {type(error).__name__}: {str(error)[:200]}")
+        compiled = math.inf
+    print(f"a step takes {1e3 * eager:.1f} ms, compiled {1e3 * compiled:.1f} ms")
+    if compiled >= eager:
+        torch.compiler.set_stance("force_eager")
 
 
 def learning_rate(progress: float, warmup: float = 0.02) -> float:
@@ -168,7 +183,6 @@ def learning_rate(progress: float, warmup: float = 0.02) -> float:
 
 def gradient(
     model: GPT2LMHeadModel,
-    loss_of: LossFunction,
     parts: Sequence[Tensor],
     span: int,
     run: Callable[..., Iterable[Tensor]],
@@ -177,10 +191,12 @@ def gradient(
     n_windows = sum(len(part) for part in parts)
     # PyTorch's fused attention for CPUs is the slower one on short pieces.
     short_on_cpu = parts[0].device.type == "cpu" and span <= 128
-    model.set_attn_implementation("eager" if short_on_cpu else "sdpa")
+    wanted = "eager" if short_on_cpu else "sdpa"
+    if model.config._attn_implementation != wanted:
+        model.set_attn_implementation(wanted)
 
     def backward(part: Tensor) -> Tensor:
-        loss = loss_of(model, part, span) * len(part) / n_windows
+        loss = next_token_loss(model, part, span) * len(part) / n_windows
         loss.backward()
         return loss.detach()
 
@@ -192,22 +208,27 @@ def gradient(
 
 def train(model: GPT2LMHeadModel, tokens: Tensor, validation: Tensor, args: argparse.Namespace) -> None:
     """Train until the time or the steps are spent; progress drives the schedule, so it ends at 0."""
-    stream = batches(tokens, args.batch, args.n_ctx)
     optimizers = make_optimizers(model, args)
-    loss_of = compiled(model.train(), next(stream), {args.short_ctx, args.n_ctx})
     run = map if args.workers == 1 else ThreadPoolExecutor(args.workers).map
+    model.train()
+
+    def descend(step: int, span: int) -> Tensor:
+        return gradient(model, batch(tokens, args, step).chunk(args.workers), span, run)
+
+    torch.compiler.set_stance("force_eager")  # on a CPU compiled code was no faster
+    if tokens.is_cuda and args.compile:
+        choose_compiled(model, lambda: descend(0, args.n_ctx))
+    step, before = load_state(model, optimizers, args)
     per_step = args.batch * args.n_ctx
     losses: list[Tensor] = []  # since the last line printed
-    step = 0
-    start = last = time.monotonic()
+    start = last = saved = time.monotonic()
     while True:
-        elapsed = time.monotonic() - start
+        elapsed = before + time.monotonic() - start
         progress = step / args.steps if args.steps else elapsed / (60 * args.minutes)
         if progress >= 1:
             break
         span = args.short_ctx if progress < SHORT_UNTIL else args.n_ctx
-        parts = next(stream).chunk(args.workers)
-        losses.append(gradient(model, loss_of, parts, span, run))
+        losses.append(descend(step, span))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * learning_rate(progress)
@@ -219,19 +240,74 @@ def train(model: GPT2LMHeadModel, tokens: Tensor, validation: Tensor, args: argp
             held = window_nll(model, validation[: 48 * args.n_ctx], span).mean()
             print(
                 f"{progress:6.1%} step {step} tokens {step * per_step / 1e6:.1f}M loss {loss:.4f}"
-                f" validation {held:.4f} {len(losses) * per_step / seconds:,.0f} tokens/s"
+                f" validation {held:.4f} {len(losses) * per_step / seconds:,.0f} tokens/s",
+                flush=True,
             )
             losses.clear()
             last = time.monotonic()
+        if time.monotonic() - saved > args.save_every:
+            save_state(model, optimizers, step, before + time.monotonic() - start, args)
+            saved = time.monotonic()
     epochs = step * per_step / len(tokens)
     print(f"trained: {step} steps, {step * per_step:,} tokens, {epochs:.2f} epochs, {elapsed:.0f} s")
+
+
+def batch(tokens: Tensor, args: argparse.Namespace, step: int) -> Tensor:
+    """Return the windows (batch, n_ctx + 1) of a step, the same ones whenever it is asked for."""
+    starts = torch.from_numpy(batch_starts(len(tokens), args.n_ctx, args.batch, args.seed, step))
+    index = starts.to(tokens.device)[:, None] + torch.arange(args.n_ctx + 1, device=tokens.device)
+    return tokens[index].long()
+
+
+def save_state(
+    model: GPT2LMHeadModel,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
+    args: argparse.Namespace,
+) -> None:
+    """Write all that going on needs, in one step: whoever is killed while writing keeps the state before."""
+    state = {
+        "settings": settings(args),
+        "step": step,
+        "seconds": seconds,
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    with atomic_output(args.out / STATE, force=True) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(
+    model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer], args: argparse.Namespace
+) -> tuple[int, float]:
+    """Take up an earlier run's step and seconds, weights and moments; (0, 0.0) where there was none."""
+    if not (args.out / STATE).exists():
+        return 0, 0.0
+    state = torch.load(args.out / STATE, map_location=args.device, weights_only=True)
+    if state["settings"] != settings(args):
+        raise SystemExit(
+            f"{args.out / STATE} is of other settings: {state['settings']}; remove it to begin again."
+        )
+    model.load_state_dict(state["model"])
+    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
+    torch.manual_seed(args.seed + state["step"])  # of dropout
+    print(f"going on from step {state['step']}")
+    return state["step"], state["seconds"]
+
+
+def settings(args: argparse.Namespace) -> dict[str, object]:
+    """Return what must be the same for a run to go on."""
+    free = ("train", "heldout", "out", "tokenizer", "device", "workers", "compile", "log_every", "save_every")
+    return {name: value for name, value in vars(args).items() if name not in free}
 
 
 # --- what is kept, and what it is worth ----------------------------------------------------
 
 
-def save_folder(model: GPT2LMHeadModel, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
-    """Write the files of a Hub GPT-2 folder, weights rounded to fp16."""
+def save_weights(model: GPT2LMHeadModel, args: argparse.Namespace) -> None:
+    """Write the weights of a Hub GPT-2 folder, rounded to fp16."""
     weights = {
         name: tensor.to("cpu", torch.float16).contiguous()
         for name, tensor in model.transformer.state_dict().items()
@@ -240,6 +316,9 @@ def save_folder(model: GPT2LMHeadModel, tokenizer: Tokenizer, args: argparse.Nam
         assert torch.isfinite(tensor).all(), f"{name} does not fit fp16"
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
 
+
+def save_files(tokenizer: Tokenizer, args: argparse.Namespace) -> None:
+    """Write the rest of the folder: config and tokenizer, which the training text is encoded with."""
     eot = args.vocab - 1
     config = {
         "activation_function": "gelu_new",
@@ -282,7 +361,8 @@ def window_nll(model: GPT2LMHeadModel, tokens: Tensor, n_ctx: int) -> Tensor:
     windows = tokens[: len(tokens) // n_ctx * n_ctx].long().view(-1, n_ctx)
     rows = []
     for ids in windows.split(8):
-        logits = model(ids).logits[:, :-1]
+        with torch.compiler.set_stance("force_eager"):  # other shapes than those that were compiled
+            logits = model(ids, use_cache=False).logits[:, :-1]
         nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         rows.append(nll.view(len(ids), -1).double())
     model.train(training)
@@ -343,6 +423,9 @@ def parse_args() -> argparse.Namespace:
         help="parts of a batch trained side by side; on a busy CPU, set OMP_NUM_THREADS=1 too",
     )
     parser.add_argument("--log-every", type=float, default=20, metavar="SECONDS")
+    parser.add_argument("--save-every", type=float, default=60, metavar="SECONDS")
+    parser.add_argument("--tokenizer", type=Path, help="take this model's; it must have --vocab tokens")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="never torch.compile")
     return parser.parse_args()
 
 
@@ -352,10 +435,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     start = time.monotonic()
-    articles = read_articles(args.train)
-    tokenizer = train_tokenizer(articles, args.vocab)
-    print(f"tokenizer: {len(articles):,} articles, {time.monotonic() - start:.0f} s")
-    tokens = pack(tokenizer, articles).to(args.device)
+    tokenizer = find_tokenizer(args)
+    assert tokenizer.get_vocab_size() == args.vocab, f"the tokenizer has {tokenizer.get_vocab_size()} tokens"
+    save_files(tokenizer, args)
+    print(f"tokenizer: {args.vocab:,} tokens, {time.monotonic() - start:.0f} s")
+    ids, _ = tokenize_file(args.train, from_folder(args.out))
+    tokens = torch.from_numpy(ids.astype("int32")).to(args.device)
     n_validation = max(len(tokens) // 100, 4 * args.n_ctx)
     tokens, validation = tokens[:-n_validation], tokens[-n_validation:]
     print(f"tokens: {len(tokens):,} + {n_validation:,} to validate, {time.monotonic() - start:.0f} s")
@@ -364,7 +449,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device == "cuda" else args.device
     print(f"model: {model.num_parameters():,} parameters on {where}, torch {torch.__version__}")
     train(model, tokens, validation, args)
-    save_folder(model, tokenizer, args)
+    save_weights(model, args)
+    (args.out / STATE).unlink(missing_ok=True)
     report(tokenizer, args.device, args)
 
 
