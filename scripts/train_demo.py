@@ -388,12 +388,13 @@ def report(tokenizer: Tokenizer, device: str, args: argparse.Namespace) -> None:
     print(f"perplexity, all targets of a window: {perplexity(nll)}")
     print(f"perplexity, targets {half + 1}..{args.n_ctx - 1} of a window: {perplexity(nll[:, half:])}")
 
-    settings = {"do_sample": True, "temperature": 0.8, "top_k": 40, "max_new_tokens": 120}
+    n_new = min(120, args.n_ctx // 2)
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 40, "max_new_tokens": n_new}
     for prompt in PROMPTS:
         torch.manual_seed(args.seed)
         ids = torch.tensor([tokenizer.encode(prompt).ids], device=device)
-        written = model.generate(ids, pad_token_id=args.vocab - 1, **settings)[0]
-        print(f"--- {settings}, seed {args.seed}\n{tokenizer.decode(written.tolist())}")
+        written = model.generate(ids, pad_token_id=args.vocab - 1, **sampling)[0]
+        print(f"--- {sampling}, seed {args.seed}\n{tokenizer.decode(written.tolist())}")
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from ggtool.atomic import refuse_existing_folder
-from ggtool.commands.console import Update, notifier, progress_bar, stdout
+from ggtool.commands.console import Update, notifier, progress_bar, stderr, stdout
 from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.plan import choose_device, parse_backend
@@ -17,13 +18,30 @@ from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
 from ggtool.results import label
 from ggtool.source import ModelSource, resolve
 
+if TYPE_CHECKING:
+    from ggtool.training.qat import Point
+
 DEFAULT_FOLDER = Path("models")
 _MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """The flags of --qat, as typed; n_ctx 0 is the model's own, 512 at most."""
+
+    data: Path
+    heldout: Path | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 1e-3
+    batch_size: int = 16
+    n_ctx: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The flags of one call, as typed."""
+    """The flags of one call, as typed; training None quantizes after training."""
 
     backend: str
     model: str | None = None
@@ -32,6 +50,7 @@ class Request:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     force: bool = False
+    training: Training | None = None
 
 
 def run(request: Request, *, as_json: bool, quiet: bool) -> None:
@@ -42,8 +61,11 @@ def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
     started = time.monotonic()
     with progress_bar(quiet=quiet) as update:
-        _quantize(request, source, fmt, components, out, update)
-    report(out, fmt, components, time.monotonic() - started, as_json=as_json)
+        if request.training is None:
+            more = _quantize(request, source, fmt, components, out, update)
+        else:
+            more = _train(request, source, fmt, components, out, update, quiet=quiet)
+    report(out, fmt, components, time.monotonic() - started, more, as_json=as_json)
 
 
 def parse_format(name: str) -> tuple[Format, str]:
@@ -63,8 +85,10 @@ def default_name(source: ModelSource, fmt: Format, components: str) -> str:
     return f"{source.name}-{label(fmt.backend, components).replace(':', '-')}"
 
 
-def report(out: Path, fmt: Format, components: str, seconds: float, *, as_json: bool) -> None:
-    """Print the facts of a folder that was just made."""
+def report(
+    out: Path, fmt: Format, components: str, seconds: float, more: Mapping[str, object], *, as_json: bool
+) -> None:
+    """Print the facts of a folder that was just made, and `more` of how it was."""
     n_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     if as_json:
         facts = {
@@ -73,6 +97,7 @@ def report(out: Path, fmt: Format, components: str, seconds: float, *, as_json: 
             "components": components,
             "n_bytes": n_bytes,
             "seconds": seconds,
+            **more,
         }
         print(json.dumps(facts, indent=2))
     else:
@@ -84,7 +109,7 @@ def report(out: Path, fmt: Format, components: str, seconds: float, *, as_json: 
 
 def _quantize(
     request: Request, source: ModelSource, fmt: Format, components: str, out: Path, update: Update
-) -> None:
+) -> dict[str, object]:
     # torch is imported here: a request that is wrong is refused before the seconds that takes.
     import torch
 
@@ -103,3 +128,41 @@ def _quantize(
     )
     facts = QuantizedFacts(fmt.backend, components, source.model, source.revision, source.sha256)
     save_quantized(model, out, facts, source.folder, force=request.force)
+    return {}
+
+
+def _train(
+    request: Request,
+    source: ModelSource,
+    fmt: Format,
+    components: str,
+    out: Path,
+    update: Update,
+    *,
+    quiet: bool,
+) -> dict[str, object]:
+    import torch
+
+    from ggtool.commands.qat import run_qat
+    from ggtool.environment import usable_cpus
+
+    assert request.training is not None
+    torch.set_num_threads(request.threads or usable_cpus())
+    last = run_qat(
+        request.training,
+        source,
+        fmt,
+        components,
+        out,
+        device=choose_device(request.device),
+        force=request.force,
+        update=update,
+        report=lambda point: stderr(quiet=quiet).print(describe_point(point), markup=False),
+    )
+    return {"qat": last}
+
+
+def describe_point(point: Point) -> str:
+    """Return one point of a training's curve as a line."""
+    loss = "" if point.loss is None else f", loss {point.loss:.4f}"
+    return f"step {point.step}, {point.tokens:,} tokens, {point.seconds:.0f} s{loss}, held-out perplexity {point.heldout_ppl:.4f}"

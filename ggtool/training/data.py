@@ -22,8 +22,8 @@ from ggtool.checkpoint import file_sha256
 from ggtool.errors import SourceError, UsageError
 from ggtool.source import ModelSource
 
-# uint16 (n,) where the vocabulary allows, uint32 elsewhere.
-Ids = npt.NDArray[np.unsignedinteger[Any]]
+# Token ids (n,): uint16 where the vocabulary allows, uint32 elsewhere, int32 where ggtool.corpus made them.
+Ids = npt.NDArray[np.integer[Any]]
 # done, total, in documents
 Progress = Callable[[int, int], None]
 
