@@ -90,7 +90,11 @@ app.command()(quantize)
 @app.command()
 def chat(
     path: Annotated[
-        Path | None, typer.Argument(help="A .gguf file. Default: the newest in models/.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A .gguf file, or a folder that `ggtool quantize` made. Default: the newest GGUF in models/.",
+            show_default=False,
+        ),
     ] = None,
     system: Annotated[
         str | None,
@@ -110,7 +114,7 @@ def chat(
     device: DeviceOption = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Talk to a GGUF model; tokens stream as llama.cpp makes them. A base model continues your text.
+    """Talk to a model; tokens stream as they are made. A base model continues your text.
 
     Examples: [bold]ggtool chat models/gpt2.gguf[/bold]   [bold]echo "The city of Paris" | ggtool chat FILE[/bold]
     """
@@ -123,7 +127,11 @@ def chat(
 @app.command()
 def generate(
     path: Annotated[
-        Path | None, typer.Argument(help="A .gguf file. Default: the newest in models/.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A .gguf file, or a folder that `ggtool quantize` made. Default: the newest GGUF in models/.",
+            show_default=False,
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -145,7 +153,7 @@ def generate(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue one text with a GGUF model and exit.
+    """Continue one text with a model and exit.
 
     Example: [bold]ggtool generate models/gpt2.gguf --prompt "The city of Paris" --n-predict 64[/bold]
     """

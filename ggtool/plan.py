@@ -27,7 +27,7 @@ from ggtool.errors import MeasureError, UsageError
 from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
 from ggtool.job import Job
 from ggtool.metrics.windows import cut
-from ggtool.quantized_folder import folder_sha256, is_quantized_folder, read_facts
+from ggtool.quantized_folder import QuantizedFacts, folder_sha256, is_quantized_folder, read_facts
 from ggtool.quantizers.selectors import ALL, check
 from ggtool.results import label
 from ggtool.source import ModelSource, Notify, from_folder, resolve
@@ -221,12 +221,16 @@ def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Pat
 
 
 def _saved_target(folder: Path, source: ModelSource | None) -> Target:
-    facts = read_facts(folder)
-    known = FORMATS.get(facts.format) or Format(
-        facts.format, "safetensors", "huggingface", facts.format, bits=0.0
-    )
+    known, facts = saved_format(folder)
     name, revision = (source.model, source.revision) if source else (facts.model, facts.revision)
     return Target(known, facts.components, folder.resolve(), name, revision, folder_sha256(folder))
+
+
+def saved_format(folder: Path) -> tuple[Format, QuantizedFacts]:
+    """Return the row of a saved model's format and its facts; one of a format that ggtool has no row for still runs."""
+    facts = read_facts(folder)
+    known = FORMATS.get(facts.format)
+    return known or Format(facts.format, "safetensors", "huggingface", facts.format, bits=0.0), facts
 
 
 def _with_saved_model(request: Request) -> Request:

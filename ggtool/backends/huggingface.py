@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
+from ggtool.backends.hf_vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
+from ggtool.backends.text import StopReason
 from ggtool.backends.torch_sampling import Sampler
 from ggtool.checkpoint import read_json
 from ggtool.errors import MeasureError, UsageError
@@ -63,6 +65,7 @@ class HuggingFaceBackend:
     Attributes:
         n_ctx: the most tokens a prompt and its continuation may have together.
         n_vocab: rows of the output head.
+        stop_reason: why the last `generate` ended, None while it has not.
 
     """
 
@@ -82,7 +85,9 @@ class HuggingFaceBackend:
         config = read_config(path).get_text_config(decoder=True)
         self.n_ctx = _choose_n_ctx(config, options.n_ctx, path.name)
         self.n_vocab = int(config.vocab_size)
+        self.stop_reason: StopReason | None = None
         self._end_tokens = _end_tokens(path, config)
+        self._format = fmt
         self._config = config
         self._model = _load(fmt, path, options)
         self._can_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
@@ -117,8 +122,8 @@ class HuggingFaceBackend:
                 self.logits(tokens, start)  # raises, and names the module
             yield cast(Logits, block.numpy())
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
-        """Yield new token ids, each call with a KV cache of its own.
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
+        """Yield new token ids, each call with a KV cache of its own; afterwards `stop_reason` says why they ended.
 
         Raises UsageError for a prompt that is empty or longer than n_ctx, or parameters out of range,
         MeasureError as `logits` does.
@@ -131,6 +136,28 @@ class HuggingFaceBackend:
                 f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}; shorten it or raise --n-ctx."
             )
         return self._generate(list(prompt), params)
+
+    @cached_property
+    def vocabulary(self) -> FolderVocabulary:
+        """The folder's own; ArtifactError when it has none."""
+        return FolderVocabulary(self._folder)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template beside the checkpoint, or the one in its tokenizer's config."""
+        path = self._folder / "chat_template.jinja"
+        if path.exists():
+            return path.read_text(encoding="utf-8", errors="replace")
+        config = self._folder / "tokenizer_config.json"
+        template = read_json(config).get("chat_template") if config.exists() else None
+        return template if isinstance(template, str) else None
+
+    @property
+    def description(self) -> str:
+        """Architecture, format and size of the weights."""
+        return (
+            f"{self._config.model_type} {self._format.backend}, {weight_bytes(self._model) / 2**20:.1f} MiB"
+        )
 
     def reset(self) -> None:
         """Do nothing: no call leaves anything to forget."""
@@ -185,17 +212,23 @@ class HuggingFaceBackend:
             found = head(self._model.base_model(ids, use_cache=False).last_hidden_state)
         return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
-    def _generate(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
+    def _generate(self, prompt: list[int], params: SamplingParams) -> Generator[int, None, None]:
+        self.stop_reason = None
         cache = DynamicCache(config=self._config)
         sampler = Sampler(params, prompt, self._end_tokens)
         pending, n_used = prompt, 0
-        for _ in range(params.n_predict):
+        for made in range(1, params.n_predict + 1):
             token = sampler.choose(self._compute(pending, 1, cache)[0])
             n_used += len(pending)
             if token in self._end_tokens:
+                self.stop_reason = "eog"
                 return
+            if made == params.n_predict:
+                self.stop_reason = "length"
+            elif n_used == self.n_ctx:
+                self.stop_reason = "context"
             yield token
-            if n_used == self.n_ctx:
+            if self.stop_reason:
                 return
             pending = [token]
 

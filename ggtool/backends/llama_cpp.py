@@ -10,7 +10,6 @@ import ctypes
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -23,12 +22,11 @@ from ggtool.backends.llama_model import Pointer, open_model, runtime_versions
 from ggtool.backends.llama_sampling import sampler_chain
 from ggtool.backends.llama_vocab import Vocabulary, tokenize_with
 from ggtool.backends.sampling import check_sampling
+from ggtool.backends.text import StopReason
 from ggtool.errors import ArtifactError, MeasureError, UsageError
 from ggtool.formats import Format
 
 __all__ = ["DEFAULT_N_CTX", "LlamaCppBackend", "StopReason", "runtime_versions", "tokenize_with"]
-
-StopReason = Literal["eog", "length", "context"]
 
 # n_ctx 0 takes the model's own context, but no more than this: a KV cache for 131,072 tokens is gigabytes.
 DEFAULT_N_CTX = 4096

@@ -100,6 +100,10 @@ class Vocabulary:
             if attributes & _CONTROL or (name.strip() and name in template)
         ]
 
+    def decoder(self) -> TokenDecoder:
+        """Return a decoder for one answer."""
+        return TokenDecoder(self)
+
     @cached_property
     def _special_names(self) -> list[tuple[int, str]]:
         marked = ((lib.llama_vocab_get_attr(self._vocab, t), t) for t in range(self.n_tokens))

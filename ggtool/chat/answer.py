@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggtool.backends import SamplingParams
-from ggtool.backends.llama_cpp import LlamaCppBackend, StopReason
-from ggtool.backends.llama_vocab import TokenDecoder
+from ggtool.backends.text import StopReason, TextBackend
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Answer:
 
 
 def stream_answer(
-    backend: LlamaCppBackend,
+    backend: TextBackend,
     prompt: Sequence[int],
     params: SamplingParams,
     write: Callable[[str], object],
@@ -43,7 +42,7 @@ def stream_answer(
     interruptible: bool = False,
 ) -> Answer:
     """Generate, calling `write` with each piece of text; interruptible, Ctrl-C ends the answer and is no error."""
-    decoder = TokenDecoder(backend.vocabulary)
+    decoder = backend.vocabulary.decoder()
     tokens: list[int] = []
     moments: list[float] = []
     pieces: list[str] = []

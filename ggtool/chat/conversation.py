@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ggtool.backends.llama_cpp import LlamaCppBackend
-from ggtool.backends.llama_vocab import Vocabulary
+from ggtool.backends.text import TextBackend, Vocabulary
 from ggtool.chat.answer import Answer
 from ggtool.chat.template import ChatTemplate
 
@@ -77,7 +76,7 @@ class Transcript:
         self._tokens = ()
 
 
-def open_conversation(backend: LlamaCppBackend, system: str) -> Conversation:
+def open_conversation(backend: TextBackend, system: str) -> Conversation:
     """Return a Dialogue if the model has a chat template, else a Transcript; never a made-up template."""
     if backend.chat_template is None:
         return Transcript(backend.vocabulary, system)

@@ -1,4 +1,4 @@
-"""Which GGUF file is meant: the one named, or the newest there is."""
+"""Which model on disk is meant: the one named, or the newest GGUF there is."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import re
 from pathlib import Path
 
 from ggtool.errors import ArtifactError
+from ggtool.quantized_folder import is_quantized_folder
 
 MODELS = Path("models")
 _LISTED = 8  # files named in an error, which is one line
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+
+
+def find_model(path: Path | None, folder: Path = MODELS) -> Path:
+    """Return `path` if it is a folder that `ggtool quantize` saved, else what `find_gguf` finds."""
+    return path if path is not None and is_quantized_folder(path) else find_gguf(path, folder)
 
 
 def find_gguf(path: Path | None, folder: Path = MODELS) -> Path:

@@ -15,9 +15,10 @@ from ggtool.backends import LoadOptions, SamplingParams
 from ggtool.backends.llama_cpp import LlamaCppBackend
 from ggtool.backends.llama_model import gpu_offload
 from ggtool.backends.sampling import check_sampling
+from ggtool.backends.text import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
 from ggtool.chat.conversation import Conversation, open_conversation
-from ggtool.chat.files import find_gguf
+from ggtool.chat.files import find_model
 from ggtool.chat.output import write
 from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
@@ -37,7 +38,7 @@ def run_chat(
     device: Device = "auto",
     quiet: bool = False,
 ) -> None:
-    """Talk to the GGUF at `path` (None: the newest in models/), at a terminal or, in a pipe, once.
+    """Talk to the model at `path` (None: the newest GGUF in models/), at a terminal or, in a pipe, once.
 
     n_ctx 0 is the model's own context, 4096 at most; threads 0 is all CPUs. In a pipe all of stdin is one
     entry. Raises UsageError and ArtifactError; at a terminal, what goes wrong later is only said.
@@ -88,7 +89,7 @@ def run_generate(
 
 
 def _answer_once(
-    backend: LlamaCppBackend, conversation: Conversation, entry: str, params: SamplingParams, notes: Console
+    backend: TextBackend, conversation: Conversation, entry: str, params: SamplingParams, notes: Console
 ) -> None:
     if not entry:
         raise UsageError("there is no text on standard input; give it a prompt.")
@@ -101,15 +102,29 @@ def _answer_once(
 @contextmanager
 def _open(
     path: Path | None, params: SamplingParams, n_ctx: int, threads: int, device: Device
-) -> Iterator[tuple[Path, LlamaCppBackend]]:
+) -> Iterator[tuple[Path, TextBackend]]:
     check_sampling(params)  # before the seconds that loading may take
-    found = find_gguf(path)
-    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
-    backend = LlamaCppBackend(None, found, LoadOptions(n_ctx, threads or usable_cpus(), where))
+    found = find_model(path)
+    backend = (_open_saved if found.is_dir() else _open_gguf)(found, n_ctx, threads or usable_cpus(), device)
     try:
         yield found, backend
     finally:
         backend.close()
+
+
+def _open_gguf(path: Path, n_ctx: int, threads: int, device: Device) -> TextBackend:
+    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
+    return LlamaCppBackend(None, path, LoadOptions(n_ctx, threads, where))
+
+
+def _open_saved(folder: Path, n_ctx: int, threads: int, device: Device) -> TextBackend:
+    from ggtool.backends.huggingface import (
+        HuggingFaceBackend,  # torch takes seconds that a GGUF does not need
+    )
+    from ggtool.plan import choose_device, saved_format
+
+    fmt, _ = saved_format(folder)
+    return HuggingFaceBackend(fmt, folder, LoadOptions(n_ctx, threads, choose_device(device)))
 
 
 def _read_stdin() -> str:

@@ -19,8 +19,8 @@ from prompt_toolkit.output import create_output
 from rich.console import Console
 
 from ggtool.backends import SamplingParams
-from ggtool.backends.llama_cpp import LlamaCppBackend
 from ggtool.backends.sampling import check_sampling
+from ggtool.backends.text import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
 from ggtool.chat.conversation import Conversation, Transcript
 from ggtool.chat.output import write
@@ -47,7 +47,7 @@ class Terminal:
 
     def __init__(
         self,
-        backend: LlamaCppBackend,
+        backend: TextBackend,
         conversation: Conversation,
         params: SamplingParams,
         *,
