@@ -15,6 +15,7 @@ import typer
 
 from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
+from ggtool.cli_publish import pull, push
 from ggtool.errors import GgtoolError
 from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
 
@@ -457,6 +458,10 @@ def formats(
         list_architectures(as_json=json_)
     else:
         run(as_json=json_)
+
+
+app.command()(push)
+app.command()(pull)
 
 
 def _sampling(
