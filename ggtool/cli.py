@@ -15,7 +15,7 @@ import typer
 
 from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
-from ggtool.cli_publish import pull, push
+from ggtool.cli_publish import card, pull, push
 from ggtool.errors import GgtoolError
 from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
 
@@ -460,6 +460,7 @@ def formats(
         run(as_json=json_)
 
 
+app.command()(card)
 app.command()(push)
 app.command()(pull)
 

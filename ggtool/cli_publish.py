@@ -1,4 +1,4 @@
-"""The flags of push and pull."""
+"""The flags of card, push and pull."""
 
 from __future__ import annotations
 
@@ -11,6 +11,67 @@ from ggtool.flags import Force, Json, Quiet
 
 Folder = Annotated[Path, typer.Argument(help="A folder of GGUF files.", show_default=False)]
 Repo = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repo of the Hub.", show_default=False)]
+
+
+def card(
+    folder: Folder,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The original: Hub repo id or checkpoint folder. Default: what the records and the files say.",
+            show_default=False,
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", help="The original's branch, tag or commit.", show_default=False),
+    ] = None,
+    repo: Annotated[
+        str | None,
+        typer.Option(
+            "--repo",
+            metavar="OWNER/NAME",
+            help="Where the files will be, for the commands in the card. Default: OWNER/ and the folder's name.",
+            show_default=False,
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            help="Records of eval and sweep. Default: results.jsonl in the folder, or here.",
+            show_default=False,
+        ),
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="The licence, if neither original nor files say.", show_default=False),
+    ] = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write README.md, figures and a Modelfile for a folder of GGUF files, from measured records.
+
+    A file's numbers are those of the records with its sha256; what was not measured stays blank.
+
+    Example: [bold]ggtool card models --results results.jsonl --repo me/my-gpt2-GGUF[/bold]
+    """
+    from ggtool.commands.card import run
+
+    run(
+        folder,
+        model=model,
+        revision=revision,
+        repo=repo,
+        results=results,
+        license_=license_,
+        force=force,
+        as_json=json_,
+        quiet=quiet,
+    )
 
 
 def push(

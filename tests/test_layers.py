@@ -32,7 +32,6 @@ LAYERS = {
         "evaluate",
         "experiment",
         "hub",
-        "modelfile",
     },
     4: {"report", "chat"},
     5: {"cli", "cli_convert", "cli_publish", "flags", "commands", "__main__"},

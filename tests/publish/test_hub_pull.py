@@ -143,9 +143,7 @@ def test_a_hostile_gguf_is_not_put_in_place(
     assert content(tmp_path / "tiny-GGUF") == {}
 
 
-@pytest.mark.parametrize(
-    "path", ["a/../../evil.gguf", "/tmp/evil.gguf", "a\x1b[2J"]
-)
+@pytest.mark.parametrize("path", ["a/../../evil.gguf", "/tmp/evil.gguf", "a\x1b[2J"])
 def test_a_path_that_leaves_the_folder_is_refused(
     path: str, server: WritableHub, run, tmp_path: Path
 ) -> None:
