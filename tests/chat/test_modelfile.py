@@ -27,7 +27,7 @@ SYSTEM_IN_USER = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set head = messages[0].content + '\n\n' %}"
     "{% set rest = messages[1:] %}{% else %}{% set head = '' %}{% set rest = messages %}{% endif %}"
     "{% for m in rest %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ head if loop.first }}"
-    "{{ m.content | trim }}</turn>\n{% endfor %}<turn>model\n"
+    "{{ m.content | trim }}</turn>\n{% endfor %}{{ '<turn>model\n' }}"
 )
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
