@@ -22,11 +22,9 @@ _PUBLISHED = (
     "*.gguf",
     CARD_NAME,
     "Modelfile*",
-    "*.jsonl",
+    "results.jsonl",
     "*.recipe.json",
     "LICENSE*",
-    "*.png",
-    "*.svg",
     "figures/*.png",
     "figures/*.svg",
 )

@@ -94,4 +94,5 @@ def folder(made_folder: Path, tmp_path: Path) -> Path:
     (own / "tiny-gpt2.gguf").symlink_to("tiny-gpt2-Q4_0.gguf")
     (own / ".env").write_text("SECRET=1")
     (own / "notes.txt").write_text("mine")
+    (own / "talks.jsonl").write_text("{}")
     return own

@@ -200,6 +200,7 @@ def test_a_dry_run_lists_and_sends_nothing(folder: Path, run) -> None:
         assert [name for name in PUBLISHED if name in first.stdout] == PUBLISHED
         assert ".env" not in first.stdout
         assert "notes.txt" not in first.stdout
+        assert "talks.jsonl" not in first.stdout
         assert "tiny-gpt2.gguf" not in first.stdout
         assert server.repos == {}
         run(server, "push", folder, REPO)
