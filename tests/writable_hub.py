@@ -127,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
 
     cut = False
+    commit_oid = ""
 
     # Who may do what
 
@@ -351,13 +352,15 @@ class _Handler(BaseHTTPRequestHandler):
             if rest.startswith(f"{revision}/") and (path := rest.removeprefix(f"{revision}/")) in repo.tree(
                 revision
             ):
+                self.commit_oid = repo.refs.get(revision, revision)
                 return self.send_file(path, repo.tree(revision)[path])
         return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
 
     def send_file(self, path: str, one: Blob) -> None:
         data = self.server.tampered.get(path, one.data)
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        headers = {"ETag": f'"{one.oid}"', "Accept-Ranges": "bytes"}
+        etag = one.sha256 if one.is_lfs else one.oid
+        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "X-Repo-Commit": self.commit_oid}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         part = data[start:]

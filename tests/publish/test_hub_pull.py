@@ -175,3 +175,29 @@ def test_what_the_hub_does_not_have_is_said(server: WritableHub, run) -> None:
     revision = run(server, "pull", REPO, "--revision", "v9", "--quiet")
     assert revision.returncode == 1
     assert "someone/tiny-GGUF has no such revision" in revision.stderr
+
+
+def test_a_checkpoint_comes_from_the_same_server_and_goes_back_as_gguf(
+    tiny_gpt2: Path, run, tmp_path: Path
+) -> None:
+    with writable_hub() as server:
+        repo = Repo(private=False)
+        tree = {path.name: path.read_bytes() for path in tiny_gpt2.iterdir()}
+        commit = repo.commit(
+            "main",
+            {name: blob(data, is_lfs=name.endswith(".safetensors")) for name, data in tree.items()},
+        )
+        server.repos["someone/tiny"] = repo
+        server.faults = [Fault("GET .*safetensors", 1)]
+        folder = tmp_path / "made"
+        made = run(server, "convert", "--model", "someone/tiny", "--qtype", "q4_0", "--out", f"{folder}/")
+        assert made.returncode == 0, made.stderr
+        assert server.faults[0].times == 0
+        carded = run(server, "card", folder, "--model", "someone/tiny", "--revision", commit, "--quiet")
+        assert carded.returncode == 0, carded.stderr
+        card = (folder / "README.md").read_text()
+        assert "base_model: someone/tiny\n" in card
+        assert f"--model someone/tiny --revision {commit}" in card
+        pushed = run(server, "push", folder, "someone/tiny-GGUF")
+        assert pushed.returncode == 0, pushed.stderr
+        assert "tiny-Q4_0.gguf" in server.repos["someone/tiny-GGUF"].tree("main")
