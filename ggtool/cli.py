@@ -16,6 +16,7 @@ import typer
 
 from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
+from ggtool.cli_publish import card, pull, push
 from ggtool.cli_quantize import quantize
 from ggtool.errors import GgtoolError, UsageError
 from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
@@ -475,6 +476,11 @@ def formats(
         list_architectures(as_json=json_)
     else:
         run(as_json=json_)
+
+
+app.command()(card)
+app.command()(push)
+app.command()(pull)
 
 
 def _sampling(

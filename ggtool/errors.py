@@ -5,7 +5,8 @@
     ├── SourceError         exit 1   a checkpoint cannot be had, or is not what it claims to be
     ├── ArtifactError       exit 1   a GGUF or packed model on disk cannot be used
     ├── OutputError         exit 1   a result cannot be written where it was asked for
-    └── MeasureError        exit 1   a measurement produced no trustworthy number
+    ├── MeasureError        exit 1   a measurement produced no trustworthy number
+    └── HubError            exit 1   the Hub refused, cannot be reached, or holds something else than it should
 
 A message says what is wrong, where, and what to do next, in one line.
 """
@@ -37,3 +38,7 @@ class OutputError(GgtoolError):
 
 class MeasureError(GgtoolError):
     """A measurement failed; no number is better than a wrong one."""
+
+
+class HubError(GgtoolError):
+    """The Hub refused, could not be reached, or holds something else than it should."""

@@ -25,7 +25,9 @@ def test_help_is_quick() -> None:
     assert min(times) < 0.3
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["convert", "--help"], ["formats"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["eval", "--help"], ["convert", "--help"], ["push", "--help"], ["formats"]]
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments: list[str]) -> None:
     code = (
         "import sys, ggtool.cli\n"

@@ -33,9 +33,10 @@ LAYERS = {
         "evaluate",
         "experiment",
         "training",
+        "hub",
     },
     4: {"report", "chat"},
-    5: {"cli", "cli_convert", "cli_quantize", "flags", "commands", "__main__"},
+    5: {"cli", "cli_convert", "cli_quantize", "cli_publish", "flags", "commands", "__main__"},
 }
 # Within layer 2 a folder may import another only along these arrows.
 ARROWS = {("quantizers", "kernels"), ("backends", "quantizers")}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -38,12 +38,7 @@ class ChatTemplate:
         self._forgeries = _any_of(vocabulary.names_written_by(source))
         # What the model wrote itself may hold markers that are no control tokens, such as those of its thoughts.
         self._own_forgeries = _any_of(vocabulary.names_written_by(""))
-        try:
-            self._template = _environment().from_string(source)
-        except Exception as error:  # noqa: BLE001 - one nested too deep breaks Python's own compiler
-            raise ArtifactError(
-                f"the model's chat template is no valid Jinja: {_one_line(error)}; {_ADVICE}."
-            ) from None
+        self._template = _compile(source)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of `messages` with the opening of an answer, BOS in front once if the model wants it.
@@ -57,32 +52,54 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message]) -> str:
         vocabulary = self._vocabulary
-        try:
-            return self._template.render(
-                messages=[{**message, "content": self._cut_names(message)} for message in messages],
-                add_generation_prompt=True,
-                bos_token=vocabulary.name(vocabulary.bos),
-                eos_token=vocabulary.name(vocabulary.eos),
-                tools=None,
-                documents=None,
-            )
-        except SecurityError as error:
-            raise ArtifactError(
-                f"the model's chat template tried to leave its sandbox: {_one_line(error)}."
-            ) from None
-        except TemplateError as error:
-            raise ArtifactError(
-                f"the model's chat template refused this: {_one_line(error)}; {_ADVICE}."
-            ) from None
-        except Exception as error:  # noqa: BLE001 - a template is a stranger's program and may raise anything
-            name = type(error).__name__
-            raise ArtifactError(
-                f"the model's chat template failed: {name}: {_one_line(error)}; {_ADVICE}."
-            ) from None
+        cut = [{**message, "content": self._cut_names(message)} for message in messages]
+        return _render(self._template, cut, vocabulary.name(vocabulary.bos), vocabulary.name(vocabulary.eos))
 
     def _cut_names(self, message: Message) -> str:
         forgeries = self._own_forgeries if message["role"] == "assistant" else self._forgeries
         return forgeries.sub(lambda match: match[0] + _CUT, message["content"])
+
+
+def render(source: str, messages: Sequence[Message], bos: str, eos: str) -> str:
+    """Return the text that a template makes of `messages`, opening of an answer included; ArtifactError as above.
+
+    Names of control tokens in messages are not cut: this is for looking at a template, not for talking to a model.
+    """
+    return _render(_compile(source), messages, bos, eos)
+
+
+def _compile(source: str) -> Template:
+    try:
+        return _environment().from_string(source)
+    except Exception as error:  # noqa: BLE001 - one nested too deep breaks Python's own compiler
+        raise ArtifactError(
+            f"the model's chat template is no valid Jinja: {_one_line(error)}; {_ADVICE}."
+        ) from None
+
+
+def _render(template: Template, messages: Sequence[Message], bos: str, eos: str) -> str:
+    try:
+        return template.render(
+            messages=list(messages),
+            add_generation_prompt=True,
+            bos_token=bos,
+            eos_token=eos,
+            tools=None,
+            documents=None,
+        )
+    except SecurityError as error:
+        raise ArtifactError(
+            f"the model's chat template tried to leave its sandbox: {_one_line(error)}."
+        ) from None
+    except TemplateError as error:
+        raise ArtifactError(
+            f"the model's chat template refused this: {_one_line(error)}; {_ADVICE}."
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a template is a stranger's program and may raise anything
+        name = type(error).__name__
+        raise ArtifactError(
+            f"the model's chat template failed: {name}: {_one_line(error)}; {_ADVICE}."
+        ) from None
 
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:
