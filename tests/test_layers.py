@@ -101,7 +101,9 @@ def test_imports_go_one_way(path: Path) -> None:
         if layer(importer) == 2 and layer(name) == 2 and noun(importer) != noun(name):
             assert (noun(importer), noun(name)) in ARROWS, f"{importer} imports {name}"
         if noun(importer) == ONLY_RESULTS:
-            assert noun(name) in {"", "results", "facts", "errors", ONLY_RESULTS}, f"{importer} imports {name}"
+            assert noun(name) in {"", "results", "facts", "errors", ONLY_RESULTS}, (
+                f"{importer} imports {name}"
+            )
 
 
 def test_the_reader_of_imports_sees_a_breach(tmp_path: Path) -> None:

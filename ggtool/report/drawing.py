@@ -6,6 +6,7 @@ Texts stay texts in the SVG. A mark is drawn under an id, so that a page can fin
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ggtool.report.families import FAMILIES, family_of
-from ggtool.report.numbers import digits
+from ggtool.report.numbers import digits, power_of_ten
 
 INK, GRID, PAPER, SHADE = "#1a1c20", "#d9dbe0", "#ffffff", "#8a93a3"
 FONT = "DejaVu Sans"  # travels with matplotlib
 WIDTH = 7.2  # inches
+_SMALL_TICK = 0.9e-3
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ggtool",
@@ -123,11 +125,19 @@ def new_drawing(
 
 
 def plain_ticks(axis: Any) -> None:
-    """Write a logarithmic axis' ticks as plain numbers, also 2 and 5 where it is short. Call it when all is drawn."""
+    """Write a logarithmic axis' ticks as plain numbers, small ones as powers of ten, also 2 and 5 where it is short. Call it when all is drawn."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: digits(value, 1)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(value: float) -> str:
+    if not 0 < value < _SMALL_TICK:
+        return digits(value, 1)
+    power = math.floor(math.log10(value) + 1e-9)
+    times = round(value / 10**power)
+    return power_of_ten(power) if times == 1 else f"{times}·{power_of_ten(power)}"
 
 
 def rows_of_formats(ax: Axes, labels: Sequence[str]) -> None:

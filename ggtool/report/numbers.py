@@ -28,7 +28,12 @@ def with_error(value: float, error: float) -> str:
     if abs(value) >= _SMALL or max(abs(value), error) >= 1:
         return _to_same_place(value, error)
     power = math.floor(math.log10(max(abs(value), error)))
-    return f"({_to_same_place(value / 10**power, error / 10**power)})·10{str(power).translate(_SUPERSCRIPTS)}"
+    return f"({_to_same_place(value / 10**power, error / 10**power)})·{power_of_ten(power)}"
+
+
+def power_of_ten(power: int) -> str:
+    """Return "10⁻⁵" for -5."""
+    return f"10{str(power).translate(_SUPERSCRIPTS)}"
 
 
 def _to_same_place(value: float, error: float) -> str:

@@ -134,17 +134,20 @@ def _fastest(subject: Subject) -> list[str]:
 
 def _dominated(subject: Subject) -> list[str]:
     compared = [record for record in subject.compared if record.divergence]
-    found = {record.label: dominators(record, compared) for record in compared}
-    beaten = [f"`{label}` (by `{better[0].label}`)" for label, better in found.items() if better]
+    beaten_by: dict[str, list[str]] = {}
+    for record in compared:
+        if better := dominators(record, compared):
+            beaten_by.setdefault(better[0].label, []).append(record.label)
     if not compared:
         return []
-    if not beaten:
+    if not beaten_by:
         return [
             "No format is dominated: none has another that takes no more bytes and is clearly nearer to the reference."
         ]
+    beaten = (f"by `{best}`: {listed(labels)}" for best, labels in beaten_by.items())
     return [
         "Dominated, since another one takes no more bytes for its weights and is nearer to the reference by more than "
-        f"the errors: {', '.join(beaten)}."
+        f"the errors: {'; '.join(beaten)}."
     ]
 
 
@@ -157,21 +160,20 @@ def _cannot_be_said(subject: Subject) -> list[str]:
             f"On {subject.newest.perplexity.n_tokens:,} tokens no change of perplexity can be seen for {listed(unseen)}: "
             "the ratio to the reference is 1 within twice its error."
         )
-    return sentences + [
-        f"{_names(run)} cannot be told apart: {_gaps(run)} within twice the error."
-        for run in runs_alike(subject.compared)
-    ]
+    return sentences + [_not_told_apart(run) for run in runs_alike(subject.compared)]
 
 
-def _names(run: Sequence[EvalRecord]) -> str:
-    return listed([record.label for record in run])
-
-
-def _gaps(run: Sequence[EvalRecord]) -> str:
-    values = [with_error(kld(record), kld_error(record)) for record in run]
+def _not_told_apart(run: Sequence[EvalRecord]) -> str:
+    names, values = listed([r.label for r in run]), [with_error(kld(r), kld_error(r)) for r in run]
     if len(run) == 2:
-        return f"their KL divergences, {values[0]} and {values[1]} nats, differ by less, so they are the same"
-    return f"from {values[0]} to {values[-1]} nats, the KL divergence of each is that of the next"
+        return (
+            f"{names} cannot be told apart: their KL divergences, {values[0]} and {values[1]} nats, differ by less than "
+            "twice the error of their difference."
+        )
+    return (
+        f"{names} cannot be told apart one from the next: their KL divergences rise from {values[0]} to {values[-1]} nats in "
+        "steps of less than twice the error of a step."
+    )
 
 
 def _failures(subject: Subject) -> list[str]:

@@ -71,13 +71,14 @@ def _sentence(record: EvalRecord, subject: Subject) -> str:
 
 
 def _left_alone(rows: list[EvalRecord]) -> str:
-    partial = [record for record in rows if record.modules_quantized < record.modules_total]
-    if not partial:
-        return ""
-    record = partial[0]
-    return (
-        f"It leaves some matrices in float: {listed([r.label for r in partial])} quantize "
-        f"{record.modules_quantized} of {record.modules_total}, so on a model of this size the tables weigh most."
+    partial: dict[tuple[int, int], list[str]] = {}
+    for record in rows:
+        if record.modules_quantized < record.modules_total:
+            partial.setdefault((record.modules_quantized, record.modules_total), []).append(record.label)
+    return " ".join(
+        f"Of {total} matrices {listed(labels)} quantize{'s' if len(labels) == 1 else ''} {quantized} and leave"
+        f"{'s' if len(labels) == 1 else ''} the others in float, which weigh most in a small model."
+        for (quantized, total), labels in partial.items()
     )
 
 
