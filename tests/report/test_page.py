@@ -87,7 +87,9 @@ def test_tables_sort_by_number_both_ways_with_what_is_missing_last(at_desk: Chro
     at_desk.evaluate(click)
     rising = column(at_desk, "table-formats", 1)
     assert rising[-1] == "–"
-    assert [float(cell) for cell in rising[:-1]] == sorted(round(found.model_size / 2**20, 2) for found in RECORDS)
+    assert [float(cell) for cell in rising[:-1]] == sorted(
+        round(found.model_size / 2**20, 2) for found in RECORDS
+    )
     assert column(at_desk, "table-formats", 0)[0] == "gguf-q2_k"
     at_desk.evaluate(click)
     falling = column(at_desk, "table-formats", 1)
