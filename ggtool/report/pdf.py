@@ -34,6 +34,7 @@ from ggtool.report.inline import render
 
 _MARGIN = 17 * mm
 _WIDTH = A4[0] - 2 * _MARGIN
+_TALLEST = A4[1] - 2 * _MARGIN - 30 * mm  # of a figure, so that its caption fits under it
 _MONO, _BOLD = "DejaVu Sans Mono", "DejaVu Sans Bold"
 _INK, _SOFT, _RULE, _BACK = map(colors.HexColor, ("#1a1c20", "#5a606b", "#c9ccd3", "#f3f4f6"))
 _CELL_POINTS = 6.6
@@ -133,9 +134,9 @@ def _block(block: Block) -> list[Any]:
 
 
 def _graphic(figure: Figure) -> Graphic:
-    drawn = svg2rlg(io.BytesIO(figure.drawing.svg.encode()))
+    drawn: Graphic | None = svg2rlg(io.BytesIO(figure.drawing.svg.encode()))
     assert drawn is not None
-    scale = _WIDTH / drawn.width
+    scale = min(_WIDTH / drawn.width, _TALLEST / drawn.height)
     drawn.width, drawn.height = drawn.width * scale, drawn.height * scale
     drawn.scale(scale, scale)
     return drawn
@@ -149,7 +150,7 @@ def _quotes(block: Quotes) -> list[Any]:
         ]
         for quote in block.quotes
     ]
-    grid = Grid(rows, colWidths=[0.24 * _WIDTH, 0.76 * _WIDTH], hAlign="LEFT")
+    grid = Grid(rows, colWidths=[0.24 * _WIDTH, 0.76 * _WIDTH], hAlign="LEFT", splitInRow=1)
     grid.setStyle(_RULES)
     return [Prose(f"“{escape(block.prompt)}”", _PROMPT), grid]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from made_facts import FACTS
-from made_records import RECORDS, failed
+from made_facts import FACTS, sample
+from made_records import RECORDS, failed, record
 
 from ggtool.facts import Facts
 from ggtool.report.build import build_report
@@ -114,6 +114,14 @@ def test_the_pdf_has_every_section_and_every_format(facts: Facts, tmp_path: Path
         assert found.label in text
     assert "died & <gone>" in text
     assert text.count("weights, MiB") == 3  # inside figures, too, a text is a text
+
+
+def test_sixty_formats_and_a_long_text_find_room_in_a_pdf() -> None:
+    ladder = [record(f"gguf-q{n}_k", 4.0 + n, 1 / (n + 1), tg_ts=100.0 + n) for n in range(60)]
+    long = sample(ladder[0].label, (1,), "and so it went on and on " * 600)
+    assert to_pdf(build_report(choose_subject([RECORDS[0], *ladder]), Facts(samples=(long,)))).startswith(
+        b"%PDF"
+    )
 
 
 def test_a_pdf_of_the_same_document_is_the_same(document: Document) -> None:

@@ -86,7 +86,8 @@ def _draw(
     if is_log:
         ax.set_yscale("log")
     ax.grid()
-    ax.plot([size(r) / _MIB for r in best], [height(r) for r in best], color=INK, linewidth=1, linestyle="--")
+    line = [(size(record) / _MIB, height(record)) for record in best]
+    ax.plot(*zip(*line, strict=True), color=INK, linewidth=1, linestyle="--")
     for record in records:
         if is_log and record.divergence:
             low = max(kld(record) - 2 * record.divergence.kld_stderr, kld(record) / 10)
@@ -96,7 +97,7 @@ def _draw(
     present = {family_of(record.label) for record in records}
     for family in (family for family in FAMILIES if family in present):
         ax.plot([], [], family.marker, color=family.colour, label=family.name)
-    ax.legend(fontsize=7.5, frameon=False)
+    ax.legend(fontsize=7.5, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     ax.margins(0.08)
     plain_ticks(ax.xaxis)
     if is_log:
@@ -104,5 +105,5 @@ def _draw(
     ax.set_xlabel("weights, MiB")
     ax.set_ylabel(label)
     others = [record for record in records if record not in best]
-    label_points(ax, [(size(r) / _MIB, height(r), r.label) for r in [*best, *others]])
+    label_points(ax, [(size(r) / _MIB, height(r), r.label) for r in [*best, *others]], line)
     return drawing
