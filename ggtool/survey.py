@@ -19,6 +19,7 @@ from torch import Tensor
 from ggtool.artifact import is_matrix
 from ggtool.convert.model import read_model
 from ggtool.convert.tensors import ModelTensor
+from ggtool.errors import SourceError
 from ggtool.facts import GGUFFacts, GGUFKey, GGUFTensor, LevelSet, WeightFacts
 from ggtool.gguf_header import ArrayRef, read_header
 from ggtool.quantizers.search import nearest
@@ -27,6 +28,7 @@ from ggtool.source import ModelSource
 
 BLOCK = 64  # weights that share a largest one, as in bitsandbytes' 4-bit formats
 _SAMPLED_WEIGHTS = 1 << 18
+_RUNS = 16
 _BINS = 160
 _TABLES = {"linear int4": linear(4), "FP4": FP4_VALUES, "NF4": NF4_VALUES, "IQ4": IQ4_VALUES}
 _SHOWN = 60  # characters of a key's value
@@ -45,8 +47,12 @@ def _survey(source: ModelSource) -> WeightFacts:
     tensors = [
         tensor
         for tensor in read_model(source).tensors
-        if tensor.name.startswith("blk.") and is_matrix(tensor.name, tensor.shape)
+        if tensor.name.startswith("blk.")
+        and is_matrix(tensor.name, tensor.shape)
+        and tensor.n_per_row >= BLOCK
     ]
+    if not tensors:
+        raise SourceError(f"{source.model} has no matrix in a block whose rows hold {BLOCK} weights.")
     sampled = [torch.from_numpy(_sample(tensor, _SAMPLED_WEIGHTS // len(tensors))) for tensor in tensors]
     units = torch.cat([_units(weight) for weight in sampled])
     density, edges = np.histogram(units[units.abs() < 1].numpy(), bins=_BINS, range=(-1, 1), density=True)
@@ -94,12 +100,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def _sample(tensor: ModelTensor, n_weights: int) -> npt.NDArray[np.float32]:
-    """Return about `n_weights` of a matrix, whole rows evenly spread, (rows, n_per_row)."""
-    n_rows = max(1, min(tensor.n_rows, n_weights // tensor.n_per_row))
-    step = tensor.n_rows // n_rows
-    rows = tensor.rows(0, tensor.n_rows)[::step]
+    """Return about `n_weights` of a matrix, runs of whole rows evenly spread, (rows, n_per_row)."""
+    n_runs = min(_RUNS, tensor.n_rows)
+    length = max(1, min(tensor.n_rows, n_weights // tensor.n_per_row) // n_runs)
+    begins = [run * tensor.n_rows // n_runs for run in range(n_runs)]
+    rows = np.concatenate([tensor.rows(begin, begin + length) for begin in begins])
     tensor.source.release()
-    return np.ascontiguousarray(rows[:n_rows])
+    return rows
 
 
 def _blocks(weight: Tensor) -> Iterator[Tensor]:
