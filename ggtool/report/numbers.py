@@ -42,7 +42,9 @@ def _to_same_place(value: float, error: float) -> str:
 
 
 def mib(n_bytes: float) -> str:
-    """Return bytes as MiB with its unit."""
+    """Return bytes as MiB with its unit; less than a hundredth of one as bytes."""
+    if abs(n_bytes) < _MIB / 100:
+        return f"{n_bytes:,.0f} bytes"
     return f"{digits(n_bytes / _MIB)} MiB"
 
 

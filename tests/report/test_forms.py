@@ -70,7 +70,7 @@ def test_what_a_model_wrote_is_no_markup(document: Document) -> None:
     text = to_html(document)
     assert "<script>alert" not in text
     assert Page(text).tags.count("script") == 1
-    assert " of <script>alert(1)</script>" in Page(text).texts
+    assert "of <script>alert(1)</script>" in Page(text).texts
     assert "died & <gone>" in "".join(Page(text).texts)
 
 

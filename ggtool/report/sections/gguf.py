@@ -45,6 +45,8 @@ def section(subject: Subject, facts: Facts) -> Section:
     """Return the file from its first byte to its tensors, then what the measured files do."""
     blocks: list[Block] = [Paragraph(_HOW)] if facts.gguf is None else _file(facts.gguf)
     rows = [record for record in subject.measured if record.format.startswith("gguf-")]
+    blocks.append(Paragraph("To convert the model, and to talk to the file on this machine:"))
+    blocks.append(Code(_commands(rows, subject)))
     blocks.append(Paragraph(_running(rows, subject) if rows else _NOT_MEASURED))
     if rows:
         blocks.append(Table("gguf", _MEASURED_COLUMNS, tuple(_row(record) for record in rows)))
@@ -128,19 +130,40 @@ def _types_sentence(file: GGUFFacts) -> str:
     )
 
 
+def _commands(rows: list[EvalRecord], subject: Subject) -> str:
+    model = subject.newest.model
+    chosen = _shown(rows)
+    qtype = chosen.format.removeprefix("gguf-").partition("+")[0] if chosen else "q4_k_m"
+    file = f"models/{model.rpartition('/')[2]}-{qtype.upper()}.gguf"
+    return f"ggtool convert --model {model} --qtype {qtype}\nggtool chat {file}\nllama-cli -m {file}"
+
+
+def _shown(rows: list[EvalRecord]) -> EvalRecord | None:
+    """Return the format that stands for all: the usual choice where it was measured."""
+    usual = next((record for record in rows if record.label == "gguf-q4_k_m"), None)
+    return usual or (rows[0] if rows else None)
+
+
+def _benefits(record: EvalRecord, before: EvalRecord) -> str:
+    """Set one file against the original in its own runtime."""
+    found = [f"holds {percent(size(record) / size(before))} of the weights' bytes"]
+    if record.memory and before.memory:
+        peaks = mib(record.memory.peak_rss_bytes), mib(before.memory.peak_rss_bytes)
+        found.append(f"needs {peaks[0]} at its peak instead of {peaks[1]}")
+    if record.speed and before.speed:
+        found.append(f"opens in {ms(record.speed.load_s)} instead of {ms(before.speed.load_s)}")
+        found.append(f"generates {digits(tg_ts(record) / tg_ts(before), 2)} times as many tokens a second")
+    return f"Against `{before.label}` in its own runtime `{record.label}` {', '.join(found[:-1])}{' and ' if found[1:] else ''}{found[-1]}."
+
+
 def _running(rows: list[EvalRecord], subject: Subject) -> str:
     before = subject.reference
     sentences = [
         f"Measured of this model: {listed([record.label for record in rows])}, all run by llama.cpp."
     ]
-    timed = [record for record in rows if record.speed]
-    if timed:
-        quick = min(timed, key=lambda record: record.speed.load_s if record.speed else 0.0)
-        assert quick.speed
-        said = f"`{quick.label}` opens in {ms(quick.speed.load_s)}"
-        if before and before.speed:
-            said += f", where `{before.label}` takes {ms(before.speed.load_s)}"
-        sentences.append(f"{said}.")
+    chosen = _shown(rows)
+    if chosen and before:
+        sentences.append(_benefits(chosen, before))
     mapped = next((record for record in rows if record.memory and record.memory.rss_file_bytes), None)
     if mapped and mapped.memory and mapped.memory.rss_file_bytes and mapped.memory.rss_bytes:
         sentences.append(

@@ -18,8 +18,12 @@ _METHOD = (
     "Weights are the bytes of the storages that are really held, never parameters times bits. Peaks are the kernel's VmHWM in "
     "a process that measures nothing else.",
     "Speed is a median after a thrown-away round, in a process of its own.",
-    "Two numbers are told apart here when they differ by more than twice the error of their difference, taken as independent. "
-    "As all formats are scored on the same tokens this is careful: more may be true than is said.",
+    "Two numbers are told apart here when they differ by more than twice the error of their difference, taken as independent. ",
+)
+_AS_TYPED = "What made the results and this report, as typed:"
+_FROM_RECORDS = (
+    "To make the results and this report again (records hold names and hashes and no paths, so put your own for the model "
+    "and the text):"
 )
 _COLUMNS = (Column("fact", kind="text"), Column("value", kind="text"))
 
@@ -30,7 +34,7 @@ def section(subject: Subject, facts: Facts) -> Section:
     blocks: list[Block] = [
         Bullets(_METHOD),
         Table("environment", _COLUMNS, _environment(subject), "Where and on what it was measured."),
-        Paragraph("To make the results again, and this report of them:"),
+        Paragraph(_AS_TYPED if facts.commands else _FROM_RECORDS),
         Code("\n".join(facts.commands or (_sweep_command(subject), "ggtool report results.jsonl -o report"))),
         Table("files", _file_columns(), _files(subject), "What was measured, by content."),
     ]

@@ -65,7 +65,10 @@ def _sentences(subject: Subject, family: list[EvalRecord]) -> str:
     )
     if len(parts) > 1 and not are_kld_apart(worst, mildest):
         said += " The errors do not allow to say that they differ."
-    if whole is None or subject.reference is None:
+    if subject.reference is None:
+        return said
+    said += _prices(parts, subject.reference)
+    if whole is None:
         return said
     saved = size(subject.reference) - size(whole)
     said += (
@@ -81,6 +84,20 @@ def _sentences(subject: Subject, family: list[EvalRecord]) -> str:
     if are_kld_apart(best, whole):
         return f"{said}, {digits(kld(best) / kld(whole), 2)} times the divergence of the whole."
     return f"{said}, which the errors do not tell from the whole."
+
+
+def _prices(parts: list[EvalRecord], before: EvalRecord) -> str:
+    """Say which part costs most and which least for the bytes that it saves."""
+    prices = {
+        part.components: kld(part) / (size(before) - size(part))
+        for part in parts
+        if size(part) < size(before)
+    }
+    if len(prices) < 2:
+        return ""
+    dear, cheap = max(prices, key=prices.__getitem__), min(prices, key=prices.__getitem__)
+    times = digits(prices[dear] / prices[cheap], 2)
+    return f" For each MiB saved `{dear}` costs most and `{cheap}` least, {times} times less."
 
 
 def _kld_text(record: EvalRecord) -> str:
