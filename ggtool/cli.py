@@ -18,6 +18,7 @@ from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
 from ggtool.cli_publish import card, pull, push
 from ggtool.cli_quantize import quantize
+from ggtool.cli_report import report, study
 from ggtool.errors import GgtoolError, UsageError
 from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
 
@@ -456,6 +457,10 @@ def sweep(
     }
     request = request_from(read_experiment(path) if path else {}, flags)
     run(request, out, dry_run=dry_run, as_json=json_, quiet=quiet)
+
+
+app.command()(study)
+app.command()(report)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Task = Literal["tokenize", "quality", "speed", "memory"]
+Task = Literal["tokenize", "quality", "speed", "memory", "continue"]
 # What is measured of every target, in this order: quality brings the file into the page cache.
 TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 
@@ -19,6 +19,7 @@ class Job:
     components: the selector of a from-scratch format.
     text: a file to tokenize with the GGUF's own vocabulary and compare with `tokens`; empty to skip.
     max_tokens: how many of the text's tokens `tokens` holds; 0 is all.
+    prompts: token ids to continue, each by n_predict more, drawn as `ggtool.metrics.continuation` says.
     reference_format, reference_path: the model that predictions are compared with; None to skip.
     """
 
@@ -43,6 +44,11 @@ class Job:
     repetitions: int = 1
     speed_prompts: Sequence[int] = ()
     speed_depths: Sequence[int] = ()
+    prompts: Sequence[Sequence[int]] = ()
+    n_predict: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)

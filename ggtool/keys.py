@@ -35,7 +35,7 @@ def target_keys(what: Plan, target: Target) -> dict[Task, str]:
     reference = what.reference
     if not target.sha256 or (reference is not None and not reference.sha256):
         return {}
-    return {task: _digest(_settings(what, target, task)) for task in TASKS}
+    return {task: settings_sha256(_settings(what, target, task)) for task in TASKS}
 
 
 def find_known(what: Plan, records: Iterable[EvalRecord]) -> dict[Target, dict[Task, EvalRecord]]:
@@ -67,11 +67,13 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
         "n_ctx": request.n_ctx,
         "threads": request.threads,
         "device": what.device,
-        "versions": _versions(target),
+        "versions": target_versions(target),
     }
     if task == "quality":
         protocol = {"protocol": request.protocol, "stride": request.stride, "n_chunks": request.n_chunks}
-        compared = None if reference is None else [reference.label, reference.sha256, _versions(reference)]
+        compared = (
+            None if reference is None else [reference.label, reference.sha256, target_versions(reference)]
+        )
         return settings | protocol | {"reference": compared}
     machine = describe_machine()
     settings["machine"] = [machine[name] for name in _MACHINE]
@@ -81,7 +83,8 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
     return settings
 
 
-def _versions(target: Target) -> dict[str, str]:
+def target_versions(target: Target) -> dict[str, str]:
+    """Return the releases of the code that runs a target, and of ours that quantizes it while it is loaded."""
     made = {"quantizers": _quantizers_sha256()} if target.format.quantizer else {}
     return {name: version(name) for name in _PACKAGES[target.format.runtime]} | made
 
@@ -96,5 +99,6 @@ def _quantizers_sha256() -> str:
     return digest.hexdigest()
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """Return the sha256 of settings as JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

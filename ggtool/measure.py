@@ -19,6 +19,7 @@ from ggtool.errors import MeasureError
 from ggtool.formats import Format
 from ggtool.job import Job, Outcome
 from ggtool.metrics import divergence, memory, perplexity, speed
+from ggtool.metrics.continuation import Draw, continue_tokens
 from ggtool.metrics.perplexity import Scored
 from ggtool.metrics.windows import Window, cut
 from ggtool.results import label
@@ -31,6 +32,8 @@ def measure(job: Job, progress: Progress) -> Outcome:
     runtime = _runtime(Format(**job.format))
     if job.task == "tokenize":
         return _tokenize(runtime, job)
+    if job.task == "continue":
+        return _continue(runtime, job, progress)
     tokens = Tokens.load(Path(job.tokens))
     if job.task == "quality":
         _check_vocabulary(runtime, job, tokens)
@@ -119,6 +122,16 @@ def _outcome(numbers: dict[str, Any], backend: Backend, runtime: Any) -> Outcome
 def _tokenize(runtime: Any, job: Job) -> Outcome:
     runtime.tokenize_with(Path(job.path), Path(job.text).read_bytes().decode()).save(Path(job.tokens))
     return Outcome({}, {}, {})
+
+
+def _continue(runtime: Any, job: Job, progress: Progress) -> Outcome:
+    found = []
+    with closing(_open(job, job.format, job.path, job.components)) as backend:
+        for number, prompt in enumerate(job.prompts):
+            draw = Draw(job.temperature, job.top_k, job.seed + number)
+            found.append(continue_tokens(backend, prompt, job.n_predict, draw))
+            progress(number + 1, len(job.prompts))
+        return _outcome({"continuations": found}, backend, runtime)
 
 
 def _check_vocabulary(runtime: Any, job: Job, tokens: Tokens) -> None:

@@ -26,14 +26,23 @@ def test_help_is_quick() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["eval", "--help"], ["convert", "--help"], ["push", "--help"], ["formats"]]
+    "arguments",
+    [
+        ["--help"],
+        ["eval", "--help"],
+        ["convert", "--help"],
+        ["push", "--help"],
+        ["report", "--help"],
+        ["study", "--help"],
+        ["formats"],
+    ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments: list[str]) -> None:
     code = (
         "import sys, ggtool.cli\n"
         f"sys.argv = ['ggtool', *{arguments!r}]\n"
         "try:\n    ggtool.cli.main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'llama_cpp', 'datasets', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'llama_cpp', 'datasets', 'numpy', 'huggingface_hub', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -29,10 +29,18 @@ def run(request: Request, out: Path, *, dry_run: bool, as_json: bool, quiet: boo
     notify = notifier(quiet=quiet)
     with progress_bar(quiet=quiet) as update:
         what = plan(request, notify, update, dry=dry_run)
-    known = find_known(what, store)
     if dry_run:
-        _list_rows(what, known, as_json=as_json)
+        _list_rows(what, find_known(what, store), as_json=as_json)
         return
+    records = measure(what, out, quiet=quiet)
+    print_records(records, as_json=as_json)
+    refuse_failures(records)
+
+
+def measure(what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
+    """Measure what `out` does not hold yet of a plan, and return the records of all its targets."""
+    store = ResultStore(out)
+    known = find_known(what, store)
     board = _Board(what, known, quiet=quiet)
     with board.live(), stopped_by_user(board.records, out):
         for target, record in zip(what.targets, evaluate(what, board.relay, known), strict=True):
@@ -40,9 +48,9 @@ def run(request: Request, out: Path, *, dry_run: bool, as_json: bool, quiet: boo
             if not kept:
                 store.append(record)
             board.add(record, kept=kept)
-    print_records(board.records, as_json=as_json)
+    notify = notifier(quiet=quiet)
     notify(f"{board.n_measured} records appended to {out}, {len(board.records) - board.n_measured} kept.")
-    refuse_failures(board.records)
+    return board.records
 
 
 def _is_kept(known: Known, target: Target) -> bool:

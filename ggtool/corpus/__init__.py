@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ggtool.corpus.named import NAMED, NamedCorpus, load_named
 from ggtool.corpus.text import Text, make_text, read_file
-from ggtool.corpus.tokens import TokenIds, Tokens, tokenize
+from ggtool.corpus.tokens import TokenIds, Tokens, detokenize, tokenize
 from ggtool.errors import SourceError, UsageError
 from ggtool.source import BUNDLED_NAME, ModelSource, Notify, bundled
 
-__all__ = ["NAMED", "NamedCorpus", "Text", "TokenIds", "Tokens", "load_text", "tokenize"]
+__all__ = ["NAMED", "NamedCorpus", "Text", "TokenIds", "Tokens", "detokenize", "load_text", "tokenize"]
 
 HELDOUT_NAME = "heldout.txt"
 DEFAULT_CORPUS = "wikitext2"

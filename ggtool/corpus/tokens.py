@@ -70,6 +70,18 @@ def tokenize(text: str, source: ModelSource) -> Tokens:
     return _tokens(text, encoding.ids, encoding.offsets, tokenizer.encode("").ids)
 
 
+def detokenize(ids: Sequence[int], source: ModelSource) -> str:
+    """Return the text of token ids by the checkpoint's own tokenizer, special tokens written out."""
+    path = source.folder / "tokenizer.json"
+    if not path.exists():
+        from transformers import AutoTokenizer
+
+        return str(AutoTokenizer.from_pretrained(source.folder, local_files_only=True).decode(list(ids)))
+    from tokenizers import Tokenizer
+
+    return str(Tokenizer.from_file(str(path)).decode(list(ids), skip_special_tokens=False))
+
+
 def _tokenize_slowly(text: str, source: ModelSource) -> Tokens:
     # The old GPT-2 layout has vocab.json and merges.txt only; transformers knows how to join them.
     from transformers import AutoTokenizer

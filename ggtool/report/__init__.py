@@ -1,1 +1,6 @@
-"""Records turned into what a person reads. Knows records and nothing of how they were measured."""
+"""Records turned into what a person reads. Knows records and facts and nothing of how they were measured.
+
+records ─▶ subject (what can be compared) ─▶ sections ─▶ Document ─┬▶ html
+facts  ───────────────────────────────────────▲                    ├▶ pdf
+└▶ markdown
+"""

@@ -75,7 +75,7 @@ def test_presets_are_files_of_the_package() -> None:
 
 def test_every_preset_resolves() -> None:
     study = read_experiment(find_preset("study"))["backends"]
-    assert len(study) == 21
+    assert len(study) == 23
     assert parse_backend("scratch-int8:blocks=-4..-1.attn").components == "blocks=-4..-1.attn"
     ladder = [parse_backend(name) for name in read_experiment(find_preset("gguf-ladder"))["backends"]]
     assert [spec.what for spec in ladder if not spec.imatrix] == dense_qtypes(with_imatrix=False)

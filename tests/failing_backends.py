@@ -50,4 +50,4 @@ backends.open_backend = open_backend
 def break_backends(folder: Path, monkeypatch: pytest.MonkeyPatch, ways: dict[str, str]) -> None:
     """Let children fail by format: segfault, oom_kill, no_memory, hang or nan."""
     (folder / "sitecustomize.py").write_text(_SITE.replace("{ways}", repr(ways)))
-    monkeypatch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[1]}")

@@ -1,0 +1,102 @@
+"""What may be said of two formats: which is better, and whether the errors allow to say so.
+
+Two numbers are apart when they differ by more than twice the standard error of their difference, their errors taken
+as independent. All formats are scored on the same tokens, so their errors go together and the true error of a
+difference is smaller: what is called apart here is apart, what is not may still be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from ggtool.results import EvalRecord
+
+ERRORS = 2.0
+
+Number = Callable[[EvalRecord], float]
+
+
+def are_apart(a: float, a_error: float, b: float, b_error: float) -> bool:
+    """Whether two numbers differ by more than twice the error of their difference."""
+    return abs(a - b) > ERRORS * math.hypot(a_error, b_error)
+
+
+def kld(record: EvalRecord) -> float:
+    """Return the mean KL divergence from the reference in nats; 0 for a record that was compared with nothing."""
+    return record.divergence.kld_mean if record.divergence else 0.0
+
+
+def kld_error(record: EvalRecord) -> float:
+    """Return the standard error of `kld`."""
+    return record.divergence.kld_stderr if record.divergence else 0.0
+
+
+def are_kld_apart(a: EvalRecord, b: EvalRecord) -> bool:
+    """Whether the errors allow to say that one of two formats is nearer to the reference."""
+    return are_apart(kld(a), kld_error(a), kld(b), kld_error(b))
+
+
+def loses_perplexity(record: EvalRecord) -> bool | None:
+    """Whether perplexity differs from the reference's by more than twice its paired error; None if not compared."""
+    far = record.divergence
+    return None if far is None else abs(far.ppl_ratio - 1) > ERRORS * far.ppl_ratio_stderr
+
+
+def is_faster(a: EvalRecord, b: EvalRecord) -> bool:
+    """Whether even the slow end (5th percentile) of a's generation rates is above the fast end (95th) of b's."""
+    if a.speed is None or b.speed is None or a.speed.tg_ts_p5 is None or b.speed.tg_ts_p95 is None:
+        return False
+    return a.speed.tg_ts_p5 > b.speed.tg_ts_p95
+
+
+def tg_ts(record: EvalRecord) -> float:
+    """Return generated tokens a second, 0 where it was not timed."""
+    return record.speed.tg_ts if record.speed else 0.0
+
+
+def size(record: EvalRecord) -> float:
+    """Return the bytes of the loaded weights."""
+    return float(record.model_size)
+
+
+def front(records: Sequence[EvalRecord], cost: Number, loss: Number) -> list[EvalRecord]:
+    """Return the Pareto front: the records that no other beats in one number without losing in the other, by cost."""
+    found: list[EvalRecord] = []
+    best = math.inf
+    for record in sorted(records, key=lambda record: (cost(record), loss(record))):
+        if loss(record) < best:
+            found.append(record)
+            best = loss(record)
+    return found
+
+
+def dominators(record: EvalRecord, others: Sequence[EvalRecord]) -> list[EvalRecord]:
+    """Return those that take no more bytes and are nearer to the reference, by more than the errors; nearest first."""
+    better = [
+        other
+        for other in others
+        if other is not record
+        and size(other) <= size(record)
+        and kld(other) < kld(record)
+        and are_kld_apart(other, record)
+    ]
+    return sorted(better, key=kld)
+
+
+def alike(records: Sequence[EvalRecord]) -> list[tuple[EvalRecord, EvalRecord]]:
+    """Return neighbours in KL divergence whose order the errors do not settle."""
+    ranked = sorted((record for record in records if record.divergence), key=kld)
+    return [(a, b) for a, b in itertools.pairwise(ranked) if not are_kld_apart(a, b)]
+
+
+def runs_alike(records: Sequence[EvalRecord]) -> list[list[EvalRecord]]:
+    """Return runs of formats, by KL divergence, each of which cannot be told from the next one."""
+    runs: list[list[EvalRecord]] = []
+    for a, b in alike(records):
+        if runs and runs[-1][-1] is a:
+            runs[-1].append(b)
+        else:
+            runs.append([a, b])
+    return runs

@@ -1,0 +1,41 @@
+"""The sections of a report, one a file: records and facts in, a Section out.
+
+Each answers one question of the study. What was not measured or gathered is said, with how to get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ggtool.facts import Facts
+from ggtool.report.document import Section
+from ggtool.report.sections import (
+    bnb,
+    formats,
+    gguf,
+    latency,
+    levels,
+    memory,
+    method,
+    pareto,
+    parts,
+    quality,
+    summary,
+    texts,
+)
+from ggtool.report.subject import Subject
+
+SECTIONS: tuple[Callable[[Subject, Facts], Section], ...] = (
+    summary.section,
+    formats.section,
+    memory.section,
+    latency.section,
+    quality.section,
+    pareto.section,
+    parts.section,
+    levels.section,
+    bnb.section,
+    gguf.section,
+    texts.section,
+    method.section,
+)

@@ -1,0 +1,95 @@
+"""How much memory a format takes, for its weights and as a process."""
+
+from __future__ import annotations
+
+from ggtool.facts import Facts
+from ggtool.report.compare import size
+from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
+from ggtool.report.drawing import Drawing, draw_bar, new_drawing, rows_of_formats
+from ggtool.report.numbers import digits, mib, percent
+from ggtool.report.sections.cells import FORMAT, MISSING, WEIGHTS, format_cell, mib_cell, weights_cell
+from ggtool.report.subject import Subject
+from ggtool.results import EvalRecord
+
+_MIB = 2**20
+_COLUMNS = (
+    FORMAT,
+    WEIGHTS,
+    Column("of before %", "the weights' bytes against the reference's"),
+    Column("KV cache MiB", "keys and values of a full context"),
+    Column("load peak MiB", "the kernel's count while the model is opened"),
+    Column("peak MiB", "the same over loading, a prompt that fills the context and the tokens after it"),
+    Column("anonymous MiB", "resident memory of the process's own"),
+    Column("file MiB", "resident pages of mapped files, which the kernel may drop and share"),
+)
+
+
+def section(subject: Subject, _facts: Facts) -> Section:
+    """Return bars of weights and peaks, and all counts."""
+    records = [record for record in subject.records if record.model_size]
+    blocks: list[Block] = [Paragraph(_sentences(subject))]
+    if records:
+        blocks += [
+            Figure(
+                "memory",
+                _draw(sorted(records, key=size)),
+                "Bytes of the loaded weights, and the most that the whole process held, libraries included.",
+            ),
+            Table("memory", _COLUMNS, tuple(_row(record, subject) for record in records)),
+        ]
+    return Section("memory", "Memory", tuple(blocks))
+
+
+def _sentences(subject: Subject) -> str:
+    before, after = subject.reference, [record for record in subject.compared if record.model_size]
+    if before is None or not after:
+        return "Weights are counted as the bytes of the storages that hold them; peaks are the kernel's own counts."
+    least, most = min(after, key=size), max(after, key=size)
+    said = (
+        f"`{before.label}` holds {mib(size(before))} of weights. After quantization it is between "
+        f"{mib(size(least))} (`{least.label}`, {percent(size(least) / size(before))}) and "
+        f"{mib(size(most))} (`{most.label}`, {percent(size(most) / size(before))})."
+    )
+    if before.memory:
+        overhead = before.memory.base_rss_bytes
+        said += (
+            f" Of the {mib(before.memory.peak_rss_bytes)} that its process takes at most, {mib(overhead)} are "
+            "there before the model: the interpreter and its libraries."
+        )
+        native = [record for record in after if record.memory and 2 * record.memory.base_rss_bytes < overhead]
+        if native:
+            lean = min(native, key=lambda record: record.memory.base_rss_bytes if record.memory else 0)
+            assert lean.memory
+            said += f" For `{lean.label}` these are {mib(lean.memory.base_rss_bytes)}."
+    return said
+
+
+def _row(record: EvalRecord, subject: Subject) -> tuple[Cell, ...]:
+    memory, before = record.memory, subject.reference
+    share = 100 * size(record) / size(before) if before else None
+    return (
+        format_cell(record),
+        weights_cell(record),
+        Cell(digits(share), share) if share is not None else MISSING,
+        mib_cell(memory.kv_cache_bytes if memory else None),
+        mib_cell(memory.load_peak_rss_bytes if memory else None),
+        mib_cell(memory.peak_rss_bytes if memory else None),
+        mib_cell(memory.rss_anon_bytes if memory else None),
+        mib_cell(memory.rss_file_bytes if memory else None),
+    )
+
+
+def _draw(records: list[EvalRecord]) -> Drawing:
+    alt = "Bars of weights and of peak resident memory for each format"
+    drawing, (weights, peaks) = new_drawing(alt, 0.9 + 0.2 * len(records), columns=2, sharey=True)
+    rows_of_formats(weights, [record.label for record in records])
+    peaks.grid(axis="x")
+    peaks.tick_params(axis="y", length=0)
+    for row, record in enumerate(records):
+        draw_bar(drawing, weights, row, record.label, size(record) / _MIB, f"weights {mib(size(record))}")
+        if record.memory:
+            peak = record.memory.peak_rss_bytes
+            draw_bar(drawing, peaks, row, record.label, peak / _MIB, f"peak {mib(peak)}")
+    weights.set_xlabel("weights, MiB")
+    peaks.set_xlabel("peak resident memory, MiB")
+    return drawing

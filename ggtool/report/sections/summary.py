@@ -1,0 +1,13 @@
+"""What to pick, what is dominated, what the errors do not allow to be said."""
+
+from __future__ import annotations
+
+from ggtool.facts import Facts
+from ggtool.report.document import Bullets, Section
+from ggtool.report.subject import Subject
+from ggtool.report.summary import summarize
+
+
+def section(subject: Subject, _facts: Facts) -> Section:
+    """Return the summary."""
+    return Section("summary", "Summary", (Bullets(summarize(subject)),))

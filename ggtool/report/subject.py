@@ -1,0 +1,84 @@
+"""Which records of a store a report is about: those whose numbers may stand beside each other.
+
+The same model, token ids, device, CPU and threads; of those with a perplexity also the same protocol and the same tokens
+scored. Of each format the newest record counts. The newest record of all says which model and text that are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ggtool.errors import UsageError
+from ggtool.results import EvalRecord
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Comparable records in the order their formats were first measured, one a format.
+
+    `measured` have a perplexity, `failed` a reason. `reference` is the record of the format that predictions are compared
+    with, None where it was not measured itself. `n_others` records of the store are about something else.
+    """
+
+    records: tuple[EvalRecord, ...]
+    reference: EvalRecord | None
+    n_others: int
+
+    @property
+    def measured(self) -> list[EvalRecord]:
+        """The records with a perplexity."""
+        return [record for record in self.records if record.perplexity]
+
+    @property
+    def failed(self) -> list[EvalRecord]:
+        """The records whose measurement failed, all of it or a part."""
+        return [record for record in self.records if record.failure]
+
+    @property
+    def compared(self) -> list[EvalRecord]:
+        """The measured records without the reference itself."""
+        return [record for record in self.measured if record is not self.reference]
+
+    @property
+    def newest(self) -> EvalRecord:
+        """The record that says what all of them are about."""
+        return max(self.measured or self.records, key=lambda record: record.test_time)
+
+    def find(self, label: str) -> EvalRecord | None:
+        """Return the record of a format by its label, if it was measured."""
+        return next((record for record in self.measured if record.label == label), None)
+
+
+def choose_subject(records: Iterable[EvalRecord], model: str | None = None) -> Subject:
+    """Return what the newest record, of `model` if it is named, can be compared with; UsageError without any."""
+    everything = list(records)
+    mine = [record for record in everything if model is None or record.model == model]
+    if not mine:
+        names = sorted({record.model for record in everything})
+        known = f"it has {', '.join(names)}" if names else "it is empty; measure with `ggtool sweep`"
+        raise UsageError(f"the results hold no record{f' of {model}' if model else ''}: {known}.")
+    guide = next((record for record in reversed(mine) if record.perplexity), mine[-1])
+    fitting = [record for record in mine if _place(record) == _place(guide) and _scores_alike(record, guide)]
+    chosen = list({record.label: record for record in fitting}.values())
+    reference = next((r.divergence.reference for r in chosen if r.divergence), "hf-fp32")
+    found = next((r for r in chosen if r.label == reference and r.perplexity), None)
+    return Subject(tuple(chosen), found, len(everything) - len(fitting))
+
+
+def _place(record: EvalRecord) -> tuple[str, ...]:
+    environment = record.environment
+    machine = (environment.get(key, "") for key in ("device", "cpu", "threads"))
+    return (record.model, record.revision, record.tokens_sha256, *machine)
+
+
+def _scores_alike(record: EvalRecord, guide: EvalRecord) -> bool:
+    mine, other = record.perplexity, guide.perplexity
+    if mine is None or other is None:
+        return True
+    return (mine.protocol, mine.n_ctx, mine.stride, mine.n_tokens) == (
+        other.protocol,
+        other.n_ctx,
+        other.stride,
+        other.n_tokens,
+    )

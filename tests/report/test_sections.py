@@ -1,0 +1,151 @@
+"""What the sections say follows from records and facts, and what is missing is said with how to get it."""
+
+import pytest
+from made_facts import FACTS, GGUF, WEIGHTS
+from made_records import RECORDS, failed, record
+
+from ggtool.facts import Facts
+from ggtool.report.build import build_report
+from ggtool.report.document import Bullets, Code, Paragraph, Quotes, Section, Table
+from ggtool.report.sections import SECTIONS
+from ggtool.report.subject import choose_subject
+
+NAMES = [
+    "summary", "formats", "memory", "latency", "quality", "pareto",
+    "parts", "levels", "bitsandbytes", "gguf", "texts", "method",
+]  # fmt: skip
+
+
+def section(name: str, *records, facts: Facts = FACTS) -> Section:
+    made = SECTIONS[NAMES.index(name)](choose_subject(records or RECORDS), facts)
+    assert made.name == name
+    return made
+
+
+def prose(name: str, *records, facts: Facts = FACTS) -> str:
+    blocks = section(name, *records, facts=facts).blocks
+    texts = [block.text for block in blocks if isinstance(block, Paragraph)]
+    return " ".join(texts + [item for block in blocks if isinstance(block, Bullets) for item in block.items])
+
+
+def table(name: str, number: int = 0, *records) -> Table:
+    return [block for block in section(name, *records).blocks if isinstance(block, Table)][number]
+
+
+def changed(name: str, made) -> list:
+    return [made if found.label == name else found for found in RECORDS]
+
+
+def test_every_question_has_its_section() -> None:
+    made = build_report(choose_subject(RECORDS), FACTS).sections
+    assert [section.name for section in made] == NAMES
+    assert all(section.blocks for section in made)
+
+
+def test_every_format_is_a_row_and_a_failed_one_says_so() -> None:
+    rows = table("formats", 0, *RECORDS, failed("bnb-fp4", "out of memory")).rows
+    assert [row[0].text for row in rows] == [*(found.label for found in RECORDS), "bnb-fp4"]
+    assert rows[-1][-1].text == "failed"
+    assert {cell.text for cell in rows[-1][1:-1]} == {"–"}
+    assert "`bnb-fp4`: out of memory" in prose("formats", *RECORDS, failed("bnb-fp4", "out of memory"))
+
+
+def test_memory_says_before_and_after() -> None:
+    said = prose("memory")
+    assert "`hf-fp32` holds 32.0 MiB" in said
+    assert "between 4.00 MiB (`gguf-q2_k`, 12 %) and 26.0 MiB (`scratch-int8:attn`, 81 %)" in said
+
+
+def test_latency_names_what_became_slower() -> None:
+    assert "Slower than before: `bnb-nf4`." in prose("latency")
+    quick = changed("bnb-nf4", record("bnb-nf4", 12.0, 0.036, tg_ts=200.0))
+    assert "Slower" not in prose("latency", *quick)
+
+
+def test_quality_names_the_least_and_the_most_loss_that_can_be_seen() -> None:
+    said = prose("quality")
+    assert "least change that can be seen is that of `gguf-q5_k_m`, a ratio of 1.0100 ± 0.0010" in said
+    assert "the most is that of `gguf-q2_k`, 1.3000 ± 0.0010" in said
+
+
+def test_parts_are_ranked_and_set_against_the_whole() -> None:
+    said = prose("parts")
+    assert "moves predictions most is `ffn`" in said
+    assert "`scratch-int8:ffn`, which saves most of the parts, saves 12.0 MiB of these (51 %)" in said
+    assert "which the errors do not tell from the whole" in said
+    dear = changed("scratch-int8:attn", record("scratch-int8:attn", 26.0, 0.0003, 0.00002))
+    assert "For each MiB saved `attn` costs most and `ffn` least, 1.5 times less." in prose("parts", *dear)
+    swapped = changed("scratch-int8:attn", record("scratch-int8:attn", 26.0, 0.005, 0.00002))
+    assert "moves predictions most is `attn`" in prose("parts", *swapped)
+    assert "No part of the model was quantized alone" in prose("parts", RECORDS[0], RECORDS[1])
+
+
+def test_levels_are_compared_on_weights_and_on_predictions() -> None:
+    said = prose("levels")
+    assert (
+        "NF4 leaves a squared error of 0.90 % of the weights' power where even steps leave 1.2 %: 25 % less"
+        in said
+    )
+    assert "0.0600 ± 0.0010 nats with `scratch-int4`, 0.0400 ± 0.0010 with `scratch-nf4`" in said
+    assert "`scratch-nf4` is 1.5 times nearer" in said
+    alike = changed("scratch-nf4", record("scratch-nf4", 6.0, 0.0595))
+    assert "the errors do not tell them apart" in prose("levels", *alike)
+
+
+def test_bitsandbytes_is_told_before_and_after() -> None:
+    said = prose("bitsandbytes")
+    assert (
+        "`bnb-int8` holds 14.0 MiB (44 % of `hf-fp32`) at a perplexity of 36.00 ± 0.90, a change that cannot be seen"
+        in said
+    )
+    assert "it generates more slowly, 20.0 tokens a second against 50.0" in said
+    assert "Of 25 matrices `bnb-nf4` quantizes 24" in said
+
+
+def test_gguf_is_explained_on_the_file() -> None:
+    said = prose("gguf")
+    assert "version 3, 2 tensors, 2 keys" in said
+    assert "weights begin at byte 1,024, and every tensor at a multiple of 32" in said
+    assert "1 tensor as Q4_K (4.31 bits per weight, 2,208 bytes), 1 tensor as Q6_K" in said
+    assert [row[0].text for row in table("gguf", 1).rows] == [t.name for t in GGUF.tensors]
+
+
+def test_a_gguf_file_is_set_against_the_original_in_its_own_runtime() -> None:
+    said = prose("gguf")
+    assert (
+        "`gguf-q4_k_m` holds 17 % of the weights' bytes, needs 106 MiB at its peak instead of 132 MiB, "
+        "opens in 1,750 ms instead of 1,750 ms and generates 8.0 times as many tokens a second"
+    ) in said
+    slower = changed("gguf-q4_k_m", record("gguf-q4_k_m", 5.5, 0.03, tg_ts=25.0))
+    assert "generates 0.50 times as many" in prose("gguf", *slower)
+
+
+def test_texts_say_how_long_they_agree() -> None:
+    (quotes,) = [block for block in section("texts").blocks if isinstance(block, Quotes)]
+    assert [(quote.label, quote.note) for quote in quotes.quotes] == [
+        ("hf-fp32", ""),
+        ("scratch-int8", "the same"),
+        ("bnb-nf4", "the same for 1 token"),
+        ("gguf-q2_k", "failed"),
+    ]
+    assert "Word for word the texts of `hf-fp32`: `scratch-int8`." in prose("texts")
+
+
+def test_the_commands_are_those_that_were_typed_or_that_the_records_tell() -> None:
+    def code(facts: Facts) -> str:
+        return " ".join(
+            block.text for block in section("method", facts=facts).blocks if isinstance(block, Code)
+        )
+
+    assert code(FACTS) == "ggtool study --model ./m -o study"
+    told = code(Facts())
+    assert "--chunks 2 --threads 2 --device cpu" in told
+    assert ",".join(found.label for found in RECORDS) in told
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("levels", "--model M"), ("gguf", "--gguf FILE"), ("texts", "ggtool study --model M")]
+)
+def test_without_a_model_a_section_says_how_to_get_it(name: str, says: str) -> None:
+    assert says in prose(name, facts=Facts())
+    assert says not in prose(name, facts=Facts(WEIGHTS, GGUF, FACTS.samples))
