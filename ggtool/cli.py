@@ -56,7 +56,7 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         "--calibration",
-        help="Text that the importance matrix of formats such as gguf-q4_0+imatrix is made from.",
+        help="Text that formats such as scratch-gptq4, scratch-nf4+awq and gguf-q4_0+imatrix are made with.",
         show_default=False,
     ),
 ]
@@ -65,7 +65,7 @@ CalibrationChunks = Annotated[
     typer.Option(
         "--calibration-chunks",
         min=0,
-        help="Chunks of it; 0, the default, takes the whole text.",
+        help="Chunks of it; 0 takes the whole text. Default: 128 of 1024 tokens, and the whole text for gguf-*.",
         show_default=False,
     ),
 ]
@@ -280,7 +280,7 @@ def eval_(
         n_chunks=chunks,
         reference=reference,
         calibration=calibration,
-        calibration_chunks=calibration_chunks or 0,
+        calibration_chunks=calibration_chunks,
         device=device,
         threads=_threads(threads),
         repetitions=repetitions,

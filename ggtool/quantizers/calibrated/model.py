@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ggtool.errors import MeasureError
+from ggtool.formats import Method
 from ggtool.quantizers.calibrated.awq import search_factors
 from ggtool.quantizers.calibrated.blocks import Blocks, block_names
 from ggtool.quantizers.calibrated.folds import find_folds, matrix
@@ -27,8 +27,6 @@ from ggtool.quantizers.packed import Progress, fill, install, pack_matrices
 from ggtool.quantizers.pretrained import Device, match_tensors, refuse_quantized, skeleton
 from ggtool.quantizers.selectors import ALL
 from ggtool.quantizers.tables import TableQuantizer
-
-Method = Literal["imatrix", "gptq", "awq"]
 
 
 def calibrate_model(
