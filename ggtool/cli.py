@@ -18,7 +18,17 @@ from ggtool import __version__
 from ggtool.cli_convert import convert, imatrix
 from ggtool.cli_quantize import quantize
 from ggtool.errors import GgtoolError, UsageError
-from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
+from ggtool.flags import (
+    Calibration,
+    CalibrationChunks,
+    Device,
+    DeviceOption,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from ggtool.backends import SamplingParams
@@ -52,23 +62,6 @@ RepeatPenalty = Annotated[
     float, typer.Option("--repeat-penalty", min=0.0, help="Above 1 makes repetition less likely.")
 ]
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="The same seed gives the same text.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        help="Text that formats such as scratch-gptq4, scratch-nf4+awq and gguf-q4_0+imatrix are made with.",
-        show_default=False,
-    ),
-]
-CalibrationChunks = Annotated[
-    int | None,
-    typer.Option(
-        "--calibration-chunks",
-        min=0,
-        help="Chunks of it; 0 takes the whole text. Default: 128 of 1024 tokens, and the whole text for gguf-*.",
-        show_default=False,
-    ),
-]
 
 
 @app.callback()

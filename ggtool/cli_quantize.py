@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ggtool.flags import DeviceOption, Force, Json, Model, Quiet, Revision, Threads
+from ggtool.flags import (
+    Calibration,
+    CalibrationChunks,
+    DeviceOption,
+    Force,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Threads,
+)
 
 
 def quantize(
@@ -16,7 +26,7 @@ def quantize(
         typer.Option(
             "--backend",
             "-b",
-            help="A from-scratch format, e.g. scratch-iq4 or scratch-int8:attn.",
+            help="A from-scratch format, e.g. scratch-iq4, scratch-int8:attn or scratch-gptq4.",
             show_default=False,
         ),
     ],
@@ -28,6 +38,8 @@ def quantize(
             "--out", "-o", help="The folder to make. Default: models/NAME-FORMAT.", show_default=False
         ),
     ] = None,
+    calibration: Calibration = None,
+    calibration_chunks: CalibrationChunks = None,
     threads: Threads = 0,
     device: DeviceOption = "auto",
     force: Force = False,
@@ -45,6 +57,8 @@ def quantize(
         model=model,
         revision=revision,
         out=out,
+        calibration=calibration,
+        calibration_chunks=calibration_chunks,
         device=device,
         threads=threads,
         force=force,

@@ -137,7 +137,7 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
     asked = request.reference
     reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
     everything = specs if reference is None else [*specs, reference]
-    _check_calibration(everything, request.calibration)
+    check_calibration(everything, request.calibration)
     needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
     source = resolve(request.model, request.revision, notify) if needs_source else None
     if asked is None and source is not None:
@@ -209,7 +209,8 @@ def _with_method(name: str, fmt: Format, method: str) -> Format:
     return replace(fmt, name=f"{fmt.name}+{found}", method=found)
 
 
-def _check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
+def check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
+    """Raise UsageError where a format needs a calibration text and there is none, or the other way round."""
     weighted = [
         spec.what.backend + (WITH_IMATRIX if spec.imatrix else "")
         for spec in specs

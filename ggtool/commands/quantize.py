@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
 from ggtool.atomic import refuse_existing_folder
 from ggtool.commands.console import Update, notifier, progress_bar, stdout
+from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
 from ggtool.formats import Format
-from ggtool.plan import choose_device, parse_backend
+from ggtool.packing import make_packed, read_calibration
+from ggtool.plan import Spec, check_calibration, choose_device, parse_backend
 from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
 from ggtool.results import label
 from ggtool.source import ModelSource, resolve
@@ -29,6 +32,8 @@ class Request:
     model: str | None = None
     revision: str | None = None
     out: Path | None = None
+    calibration: str | None = None
+    calibration_chunks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     force: bool = False
@@ -37,12 +42,16 @@ class Request:
 def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Quantize, save and say what was made. Raises before any work where the request is wrong."""
     fmt, components = parse_format(request.backend)
+    check_calibration([Spec(fmt, components)], request.calibration)
     source = resolve(request.model, request.revision, notifier(quiet=quiet))
     out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)
     refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
     started = time.monotonic()
     with progress_bar(quiet=quiet) as update:
-        _quantize(request, source, fmt, components, out, update)
+        if fmt.method is None:
+            _quantize(request, source, fmt, components, out, update)
+        else:
+            _calibrate(request, source, fmt, components, out, update)
     report(out, fmt, components, time.monotonic() - started, as_json=as_json)
 
 
@@ -88,7 +97,6 @@ def _quantize(
     # torch is imported here: a request that is wrong is refused before the seconds that takes.
     import torch
 
-    from ggtool.environment import usable_cpus
     from ggtool.quantizers.packed import load_packed
     from ggtool.quantizers.saved import make_quantizer, save_quantized
 
@@ -103,3 +111,21 @@ def _quantize(
     )
     facts = QuantizedFacts(fmt.backend, components, source.model, source.revision, source.sha256)
     save_quantized(model, out, facts, source.folder, force=request.force)
+
+
+def _calibrate(
+    request: Request, source: ModelSource, fmt: Format, components: str, out: Path, update: Update
+) -> None:
+    assert request.calibration is not None
+    text = Path(request.calibration).expanduser()
+    make_packed(
+        source,
+        fmt,
+        components,
+        read_calibration(source, text, request.calibration_chunks),
+        out,
+        device=choose_device(request.device),
+        threads=request.threads or usable_cpus(),
+        force=request.force,
+        progress=partial(update, "calibrating"),
+    )
