@@ -61,9 +61,10 @@ def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Return the upper U with U.T @ U = inverse of the damped `hessian`; its row i steers column i's error."""
-    mean = float(hessian.diagonal().mean())
-    damped = hessian.clone()
-    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    share = damping * (float(hessian.diagonal().mean()) or 1.0)
+    failed = True
+    while failed:  # sums in float32 may leave an eigenvalue a little below 0
+        lower, info = torch.linalg.cholesky_ex(hessian + share * torch.eye(len(hessian)).to(hessian))
+        failed, share = bool(info), 10 * share
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     return upper

@@ -10,16 +10,23 @@ from torch import Tensor, nn
 
 
 class Moments:
-    """The first two moments of inputs x (columns,); layers that are fed the same tensors share one."""
+    """The first two moments of inputs x (columns,); layers that are fed the same tensors share one.
+
+    Sums are of x less the mean of what came first: a channel that is large but hardly varies would drown what it does.
+    """
 
     def __init__(self, n_columns: int, device: torch.device) -> None:
         self._squares = torch.zeros(n_columns, n_columns, device=device)
         self._total = torch.zeros(n_columns, dtype=torch.float64, device=device)
+        self._shift = torch.zeros(n_columns, device=device)
         self._n_inputs = 0
 
     def add(self, x: Tensor) -> None:
         """Take in inputs (..., columns)."""
         flat = x.reshape(-1, x.shape[-1]).to(torch.float32)
+        if not self._n_inputs and len(flat):
+            self._shift = flat.mean(0)
+        flat = flat - self._shift
         self._squares.addmm_(flat.t(), flat)
         self._total += flat.sum(0)
         self._n_inputs += len(flat)
@@ -28,22 +35,29 @@ class Moments:
         """Make them those of inputs that are divided by `factors` (columns,)."""
         self._squares /= torch.outer(factors, factors)
         self._total /= factors
+        self._shift /= factors
 
     @property
     def mean(self) -> Tensor:
         """Return the mean of x, float32 (columns,)."""
-        return (self._total / max(1, self._n_inputs)).to(torch.float32)
+        return self._shift + self._rest
 
     @property
     def gram(self) -> Tensor:
         """Return the mean of x xᵀ, float32 (columns, columns): what an error in W costs, squared."""
-        return self._squares / max(1, self._n_inputs)
+        mean = self.mean
+        return self.covariance + torch.outer(mean, mean)
 
     @property
     def covariance(self) -> Tensor:
         """Return the mean of (x - mean)(x - mean)ᵀ: what an error costs where a bias makes up for the mean."""
-        mean = self.mean
-        return self.gram - torch.outer(mean, mean)
+        covariance = self._squares / max(1, self._n_inputs) - torch.outer(self._rest, self._rest)
+        covariance.diagonal().clamp_(min=0)
+        return covariance
+
+    @property
+    def _rest(self) -> Tensor:
+        return (self._total / max(1, self._n_inputs)).to(torch.float32)
 
 
 @contextmanager
