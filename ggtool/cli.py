@@ -20,7 +20,17 @@ from ggtool.cli_publish import card, pull, push
 from ggtool.cli_quantize import quantize
 from ggtool.cli_report import report, study
 from ggtool.errors import GgtoolError, UsageError
-from ggtool.flags import Device, DeviceOption, Json, Model, Quiet, Revision, Threads
+from ggtool.flags import (
+    Calibration,
+    CalibrationChunks,
+    Device,
+    DeviceOption,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from ggtool.backends import SamplingParams
@@ -54,23 +64,6 @@ RepeatPenalty = Annotated[
     float, typer.Option("--repeat-penalty", min=0.0, help="Above 1 makes repetition less likely.")
 ]
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="The same seed gives the same text.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        help="Text that the importance matrix of formats such as gguf-q4_0+imatrix is made from.",
-        show_default=False,
-    ),
-]
-CalibrationChunks = Annotated[
-    int | None,
-    typer.Option(
-        "--calibration-chunks",
-        min=0,
-        help="Chunks of it; 0, the default, takes the whole text.",
-        show_default=False,
-    ),
-]
 
 
 @app.callback()
@@ -290,7 +283,7 @@ def eval_(
         n_chunks=chunks,
         reference=reference,
         calibration=calibration,
-        calibration_chunks=calibration_chunks or 0,
+        calibration_chunks=calibration_chunks,
         device=device,
         threads=_threads(threads),
         repetitions=repetitions,

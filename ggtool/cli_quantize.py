@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from ggtool.errors import UsageError
-from ggtool.flags import DeviceOption, Force, Json, Model, Quiet, Revision, Threads
+from ggtool.flags import (
+    Calibration,
+    CalibrationChunks,
+    DeviceOption,
+    Force,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Threads,
+)
 
 _QAT = "Quantization-aware training"
 
@@ -23,7 +33,7 @@ def quantize(
         typer.Option(
             "--backend",
             "-b",
-            help="A from-scratch format, e.g. scratch-iq4 or scratch-int8:attn.",
+            help="A from-scratch format, e.g. scratch-iq4, scratch-int8:attn or scratch-gptq4.",
             show_default=False,
         ),
     ],
@@ -59,6 +69,8 @@ def quantize(
         _option("--n-ctx", "Tokens in a window. Default: the model's context, 512 at most.", min=2),
     ] = None,
     seed: Annotated[int | None, _option("--seed", "Of the order of the windows. Default: 0.", min=0)] = None,
+    calibration: Calibration = None,
+    calibration_chunks: CalibrationChunks = None,
     threads: Threads = 0,
     device: DeviceOption = "auto",
     force: Force = False,
@@ -92,6 +104,8 @@ def quantize(
         model=model,
         revision=revision,
         out=out,
+        calibration=calibration,
+        calibration_chunks=calibration_chunks,
         device=device,
         threads=threads,
         force=force,

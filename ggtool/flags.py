@@ -39,3 +39,20 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that e
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr; errors still show.")
 ]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        help="Text that formats such as scratch-gptq4, scratch-nf4+awq and gguf-q4_0+imatrix are made with.",
+        show_default=False,
+    ),
+]
+CalibrationChunks = Annotated[
+    int | None,
+    typer.Option(
+        "--calibration-chunks",
+        min=0,
+        help="Chunks of it; 0 takes the whole text. Default: 128 of 1024 tokens, and the whole text for gguf-*.",
+        show_default=False,
+    ),
+]

@@ -11,11 +11,15 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from ggtool.errors import UsageError
 
 GGUF_PREFIX = "gguf-"
+
+# How a calibration text may choose the codes of a from-scratch format: `scratch-nf4+gptq`.
+Method = Literal["imatrix", "gptq", "awq"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Format:
         bits: nominal bits per weight, overhead included.
         ftype: llama.cpp's `llama_ftype` number, written as general.file_type; None outside GGUF.
         needs_imatrix: whether llama.cpp refuses to make it without an importance matrix.
+        is_table: whether its codes are indices into a table of values, so that a calibration can choose them.
+        method: of METHODS, how a calibration text chooses them; None where none does.
         needs_experts: whether it says something of mixture-of-experts tensors only; without any, it is Q8_0.
 
     """
@@ -43,6 +49,8 @@ class Format:
     ftype: int | None = None
     needs_imatrix: bool = False
     needs_experts: bool = False
+    is_table: bool = False
+    method: Method | None = None
 
     @property
     def backend(self) -> str:
@@ -63,6 +71,15 @@ def _torch(name: str, quantizer: str | None, bits: float) -> Format:
     return Format(name, "safetensors", "huggingface", quantizer, bits)
 
 
+def _table(name: str, bits: float) -> Format:
+    return Format(name, "safetensors", "huggingface", name, bits, is_table=True)
+
+
+def _calibrated(name: str, quantizer: str, method: Method, bits: float) -> Format:
+    """Row of a method with the table that serves it best."""
+    return Format(name, "safetensors", "huggingface", quantizer, bits, is_table=True, method=method)
+
+
 # ftype numbers: enum llama_ftype in llama.h; bits: bytes per block * 8 / weights per block.
 _ROWS = (
     _torch("hf-fp32", None, 32.0),
@@ -73,17 +90,21 @@ _ROWS = (
     _torch("scratch-int8-tensor", "scratch-int8-tensor", 8.0),
     _torch("scratch-int8-affine", "scratch-int8-affine", 8.0),
     _torch("scratch-int8-group", "scratch-int8-group", 8.25),
-    _torch("scratch-iq4", "scratch-iq4", 4.5),
-    _torch("scratch-nf4", "scratch-nf4", 4.5),
-    _torch("scratch-int4", "scratch-int4", 4.5),
-    _torch("scratch-fp4", "scratch-fp4", 4.5),
+    _table("scratch-iq4", 4.5),
+    _table("scratch-nf4", 4.5),
+    _table("scratch-int4", 4.5),
+    _table("scratch-fp4", 4.5),
     _torch("scratch-nf4-bnb", "scratch-nf4-bnb", 4.5),
     _torch("scratch-fp4-bnb", "scratch-fp4-bnb", 4.5),
-    _torch("scratch-int3", "scratch-int3", 3.5),
-    _torch("scratch-int2", "scratch-int2", 2.5),
+    _table("scratch-int3", 3.5),
+    _table("scratch-int2", 2.5),
     _torch("scratch-ternary", "scratch-ternary", 1.875),
     _torch("scratch-ternary2", "scratch-ternary2", 3.75),
     _torch("scratch-ternary3", "scratch-ternary3", 5.625),
+    _calibrated("scratch-gptq4", "scratch-iq4", "gptq", 4.5),
+    _calibrated("scratch-gptq3", "scratch-int3", "gptq", 3.5),
+    _calibrated("scratch-gptq2", "scratch-int2", "gptq", 2.5),
+    _calibrated("scratch-awq4", "scratch-iq4", "awq", 4.5),
     _torch("bnb-int8", "bnb-int8", 8.0),
     _torch("bnb-fp4", "bnb-fp4", 4.5),
     _torch("bnb-nf4", "bnb-nf4", 4.5),

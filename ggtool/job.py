@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Task = Literal["tokenize", "quality", "speed", "memory", "continue"]
+Task = Literal["tokenize", "pack", "quality", "speed", "memory", "continue"]
 # What is measured of every target, in this order: quality brings the file into the page cache.
 TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 
@@ -15,12 +15,14 @@ TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 class Job:
     """What a child needs to know. Paths are absolute; formats are the fields of a Format.
 
-    tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize.
+    tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize; for the task pack an .npy
+    file of ids (n_chunks, n_ctx) to calibrate on.
     components: the selector of a from-scratch format.
     text: a file to tokenize with the GGUF's own vocabulary and compare with `tokens`; empty to skip.
     max_tokens: how many of the text's tokens `tokens` holds; 0 is all.
     prompts: token ids to continue, each by n_predict more, drawn as `ggtool.metrics.continuation` says.
     reference_format, reference_path: the model that predictions are compared with; None to skip.
+    out, facts, force: the folder that pack makes, the fields of its QuantizedFacts, whether it may replace one.
     """
 
     task: Task
@@ -49,6 +51,9 @@ class Job:
     temperature: float = 0.0
     top_k: int = 0
     seed: int = 0
+    out: str = ""
+    facts: Mapping[str, Any] | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ stay out, so that a sweep in another folder finds what was measured before.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from ggtool.cache import sources_sha256
 from ggtool.environment import describe_machine
 from ggtool.job import TASKS, Task
 from ggtool.plan import Plan, Target
@@ -85,18 +84,9 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
 
 def target_versions(target: Target) -> dict[str, str]:
     """Return the releases of the code that runs a target, and of ours that quantizes it while it is loaded."""
-    made = {"quantizers": _quantizers_sha256()} if target.format.quantizer else {}
+    # Formats that are quantized while they are loaded have no file to hash.
+    made = {"quantizers": sources_sha256("kernels", "quantizers")} if target.format.quantizer else {}
     return {name: version(name) for name in _PACKAGES[target.format.runtime]} | made
-
-
-@functools.cache
-def _quantizers_sha256() -> str:
-    """Return the sha256 of the code behind formats that are quantized while loaded: they have no file to hash."""
-    digest = hashlib.sha256()
-    for folder in ("kernels", "quantizers"):
-        for file in sorted((Path(__file__).parent / folder).glob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def settings_sha256(settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from ggtool.backends import RUNTIMES, Backend, LoadOptions, open_backend
 from ggtool.corpus import Tokens
@@ -24,6 +26,9 @@ from ggtool.metrics.perplexity import Scored
 from ggtool.metrics.windows import Window, cut
 from ggtool.results import label
 
+if TYPE_CHECKING:
+    from ggtool.quantizers.tables import TableQuantizer
+
 Progress = Callable[[int, int], None]
 
 
@@ -34,6 +39,8 @@ def measure(job: Job, progress: Progress) -> Outcome:
         return _tokenize(runtime, job)
     if job.task == "continue":
         return _continue(runtime, job, progress)
+    if job.task == "pack":
+        return _pack(job, progress)
     tokens = Tokens.load(Path(job.tokens))
     if job.task == "quality":
         _check_vocabulary(runtime, job, tokens)
@@ -132,6 +139,32 @@ def _continue(runtime: Any, job: Job, progress: Progress) -> Outcome:
             found.append(continue_tokens(backend, prompt, job.n_predict, draw))
             progress(number + 1, len(job.prompts))
         return _outcome({"continuations": found}, backend, runtime)
+
+
+def _pack(job: Job, progress: Progress) -> Outcome:
+    """Quantize a checkpoint with calibration and save it."""
+    import torch  # with what else it takes, no business of a child that runs llama.cpp
+
+    from ggtool.quantized_folder import QuantizedFacts
+    from ggtool.quantizers.calibrated.model import calibrate_model
+    from ggtool.quantizers.saved import make_quantizer, save_quantized
+
+    torch.set_num_threads(job.threads)
+    fmt = Format(**job.format)
+    assert fmt.quantizer is not None
+    assert fmt.method is not None
+    assert job.facts is not None
+    model = calibrate_model(
+        Path(job.path),
+        cast("TableQuantizer", make_quantizer(fmt.quantizer)),
+        fmt.method,
+        torch.from_numpy(np.load(job.tokens)).long(),
+        job.device,
+        job.components,
+        progress,
+    )
+    save_quantized(model, Path(job.out), QuantizedFacts(**job.facts), Path(job.path), force=job.force)
+    return Outcome({}, {}, {})
 
 
 def _check_vocabulary(runtime: Any, job: Job, tokens: Tokens) -> None:

@@ -2,7 +2,8 @@
 
 Formats are parsed, the model and the reference found, the text tokenized once, and GGUF files converted in
 one pass into the cache, which is keyed by the checkpoint's content and the code that made them; those made with
-an importance matrix (`gguf-iq2_xs+imatrix`) in a second pass, under names that hold the matrix's sha256.
+an importance matrix (`gguf-iq2_xs+imatrix`) in a second pass, under names that hold the matrix's sha256. Packed
+models that a calibration text decides (`scratch-gptq4`, `scratch-nf4+awq`) are made once, into the cache as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,9 +26,10 @@ from ggtool.convert.options import Options
 from ggtool.convert.recipe import imatrix_sha256
 from ggtool.corpus import Text, Tokens
 from ggtool.errors import MeasureError, UsageError
-from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
+from ggtool.formats import FORMATS, GGUF_PREFIX, METHODS, Format, find_backend
 from ggtool.job import Job
 from ggtool.metrics.windows import cut
+from ggtool.packing import cached_packed, make_packed, read_calibration
 from ggtool.quantized_folder import QuantizedFacts, folder_sha256, is_quantized_folder, read_facts
 from ggtool.quantizers.selectors import ALL, check
 from ggtool.results import label
@@ -36,8 +39,10 @@ DEFAULT_N_CTX = 512
 DEFAULT_REFERENCE = "hf-fp32"
 NO_REFERENCE = "none"
 WITH_IMATRIX = "+imatrix"
+_METHODS = ", ".join(f"+{method}" for method in METHODS)
+_TABLES = ", ".join(row.backend for row in FORMATS.values() if row.is_table and row.method is None)
 
-# stage, done, total: "converting", in bytes; "calibrating", in chunks.
+# stage, done, total: "converting", in bytes; "calibrating", in chunks; "calibrating FORMAT", in blocks.
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,7 +53,8 @@ class Request:
     model None is the default model. samples, max_tokens: how much of the corpus, 0 is all. n_chunks 0 is the
     whole text. speed_prompts, speed_depths: further lengths to time, cut to the context. reference None is
     hf-fp32 where there is a checkpoint, "none" leaves the divergence out. stride belongs to the protocol
-    hf-stride. calibration is the text for formats with +imatrix, calibration_chunks 0 all of it.
+    hf-stride. calibration is the text that formats such as scratch-gptq4 and gguf-q4_0+imatrix are made with,
+    calibration_chunks how much of it: 0 is all; None is 128 chunks of 1024 tokens, and all for an importance matrix.
     """
 
     backends: Sequence[str]
@@ -64,7 +70,7 @@ class Request:
     n_chunks: int = 40
     reference: str | None = None
     calibration: str | None = None
-    calibration_chunks: int = 0
+    calibration_chunks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 2
     repetitions: int = 5
@@ -131,7 +137,7 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
     asked = request.reference
     reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
     everything = specs if reference is None else [*specs, reference]
-    _check_calibration(everything, request.calibration)
+    check_calibration(everything, request.calibration)
     needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
     source = resolve(request.model, request.revision, notify) if needs_source else None
     if asked is None and source is not None:
@@ -147,6 +153,7 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
     tokens = tokens.first(request.max_tokens)
     cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
     converted = _converted(source, everything, request, progress, dry=dry)
+    converted |= _packed(source, everything, request, progress, dry=dry)
     return Plan(
         request=request,
         targets=tuple(_target(spec, source, converted) for spec in specs),
@@ -171,12 +178,12 @@ def parse_backend(name: str) -> Spec:
             )
         return Spec(path)
     backend, colon, components = name.partition(":")
-    if not colon and backend.lower().endswith(WITH_IMATRIX):
-        fmt = find_backend(backend[: -len(WITH_IMATRIX)])
-        if fmt.container != "gguf":
-            raise UsageError(f"{name}: an importance matrix is for gguf-* formats.")
-        return Spec(fmt, imatrix=True)
+    backend, plus, method = backend.partition("+")
     fmt = find_backend(backend)
+    if plus and not colon and fmt.container == "gguf" and method.lower() == "imatrix":
+        return Spec(fmt, imatrix=True)
+    if plus:
+        fmt = _with_method(name, fmt, method.lower())
     if fmt.needs_imatrix:
         raise UsageError(
             f"{backend} needs an importance matrix: write {backend}{WITH_IMATRIX} and pass --calibration TEXT."
@@ -191,14 +198,30 @@ def parse_backend(name: str) -> Spec:
     return Spec(fmt, components.lower())
 
 
-def _check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
-    weighted = [spec.what.backend for spec in specs if spec.imatrix and isinstance(spec.what, Format)]
+def _with_method(name: str, fmt: Format, method: str) -> Format:
+    """Return a from-scratch format whose codes a calibration text chooses; UsageError if it cannot."""
+    found = next((known for known in METHODS if known == method), None)
+    if found is None:
+        raise UsageError(f"{name}: there is no method +{method}; known: {_METHODS}.")
+    if not fmt.is_table or fmt.method is not None:
+        also = "gguf-* formats without a part and for " if found == "imatrix" else ""
+        raise UsageError(f"{name}: +{found} is for {also}{_TABLES}.")
+    return replace(fmt, name=f"{fmt.name}+{found}", method=found)
+
+
+def check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
+    """Raise UsageError where a format needs a calibration text and there is none, or the other way round."""
+    weighted = [
+        spec.what.backend + (WITH_IMATRIX if spec.imatrix else "")
+        for spec in specs
+        if isinstance(spec.what, Format) and (spec.imatrix or spec.what.method is not None)
+    ]
     if weighted and calibration is None:
-        raise UsageError(
-            f"{weighted[0]}{WITH_IMATRIX} needs a text to calibrate with: pass --calibration TEXT."
-        )
+        raise UsageError(f"{weighted[0]} needs a text to calibrate with: pass --calibration TEXT.")
     if calibration is not None and not weighted:
-        raise UsageError(f"--calibration is for formats that end in {WITH_IMATRIX}, and none does.")
+        raise UsageError(
+            f"--calibration is for scratch-gptq4 and the like and for what ends in {_METHODS}; none here does."
+        )
 
 
 def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Path]) -> Target:
@@ -212,7 +235,7 @@ def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Pat
     assert source is not None
     if spec in converted:
         path = converted[spec]
-        sha256 = file_sha256(path) if path.exists() else ""
+        sha256 = _sha256(path) if path.exists() else ""
     else:
         path, sha256 = source.folder.resolve(), source.sha256
     # Under the name that was typed, a record says how its file was made.
@@ -268,11 +291,43 @@ def _converted(
     return found
 
 
+def _packed(
+    source: ModelSource | None, specs: Sequence[Spec], request: Request, progress: Progress, *, dry: bool
+) -> dict[Spec, Path]:
+    """Return the packed folder of each spec that a calibration decides; unless dry, make those that are missing."""
+    wanted = {spec: spec.what for spec in specs if isinstance(spec.what, Format) and spec.what.method}
+    if source is None or not wanted:
+        return {}
+    assert request.calibration is not None
+    text = Path(request.calibration).expanduser()
+    calibration = read_calibration(source, text, request.calibration_chunks)
+    paths = {}
+    for spec, fmt in wanted.items():
+        paths[spec] = cached_packed(source, fmt, spec.components, calibration)
+        stage = f"calibrating {label(fmt.backend, spec.components)}"
+        if not paths[spec].exists() and not dry:
+            make_packed(
+                source,
+                fmt,
+                spec.components,
+                calibration,
+                paths[spec],
+                device=choose_device(request.device),
+                threads=request.threads,
+                progress=partial(progress, stage),
+            )
+    return paths
+
+
+def _sha256(path: Path) -> str:
+    return folder_sha256(path) if path.is_dir() else file_sha256(path)
+
+
 def _imatrix(
     source: ModelSource, request: Request, progress: Progress, *, dry: bool
 ) -> ImportanceMatrix | None:
     assert request.calibration is not None
-    data, n_chunks = Path(request.calibration).expanduser(), request.calibration_chunks
+    data, n_chunks = Path(request.calibration).expanduser(), request.calibration_chunks or 0
     if dry:
         path = cached_imatrix(source, data, n_chunks=n_chunks)
         return read_imatrix(path) if path.exists() else None

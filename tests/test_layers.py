@@ -28,6 +28,7 @@ LAYERS = {
         "job",
         "measure",
         "worker",
+        "packing",
         "plan",
         "keys",
         "evaluate",

@@ -6,14 +6,17 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from ggtool.atomic import refuse_existing_folder
 from ggtool.commands.console import Update, notifier, progress_bar, stderr, stdout
+from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
 from ggtool.formats import Format
-from ggtool.plan import choose_device, parse_backend
+from ggtool.packing import make_packed, read_calibration
+from ggtool.plan import Spec, check_calibration, choose_device, parse_backend
 from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
 from ggtool.results import label
 from ggtool.source import ModelSource, resolve
@@ -47,6 +50,8 @@ class Request:
     model: str | None = None
     revision: str | None = None
     out: Path | None = None
+    calibration: str | None = None
+    calibration_chunks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     force: bool = False
@@ -56,15 +61,18 @@ class Request:
 def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Quantize, save and say what was made. Raises before any work where the request is wrong."""
     fmt, components = parse_format(request.backend)
+    check_calibration([Spec(fmt, components)], request.calibration)
     source = resolve(request.model, request.revision, notifier(quiet=quiet))
     out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)
     refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
     started = time.monotonic()
     with progress_bar(quiet=quiet) as update:
-        if request.training is None:
-            more = _quantize(request, source, fmt, components, out, update)
-        else:
+        if request.training is not None:
             more = _train(request, source, fmt, components, out, update, quiet=quiet)
+        elif fmt.method is not None:
+            more = _calibrate(request, source, fmt, components, out, update)
+        else:
+            more = _quantize(request, source, fmt, components, out, update)
     report(out, fmt, components, time.monotonic() - started, more, as_json=as_json)
 
 
@@ -113,7 +121,6 @@ def _quantize(
     # torch is imported here: a request that is wrong is refused before the seconds that takes.
     import torch
 
-    from ggtool.environment import usable_cpus
     from ggtool.quantizers.packed import load_packed
     from ggtool.quantizers.saved import make_quantizer, save_quantized
 
@@ -144,7 +151,6 @@ def _train(
     import torch
 
     from ggtool.commands.qat import run_qat
-    from ggtool.environment import usable_cpus
 
     assert request.training is not None
     torch.set_num_threads(request.threads or usable_cpus())
@@ -166,3 +172,22 @@ def describe_point(point: Point) -> str:
     """Return one point of a training's curve as a line."""
     loss = "" if point.loss is None else f", loss {point.loss:.4f}"
     return f"step {point.step}, {point.tokens:,} tokens, {point.seconds:.0f} s{loss}, held-out perplexity {point.heldout_ppl:.4f}"
+
+
+def _calibrate(
+    request: Request, source: ModelSource, fmt: Format, components: str, out: Path, update: Update
+) -> dict[str, object]:
+    assert request.calibration is not None
+    text = Path(request.calibration).expanduser()
+    make_packed(
+        source,
+        fmt,
+        components,
+        read_calibration(source, text, request.calibration_chunks),
+        out,
+        device=choose_device(request.device),
+        threads=request.threads or usable_cpus(),
+        force=request.force,
+        progress=partial(update, "calibrating"),
+    )
+    return {}

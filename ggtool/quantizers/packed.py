@@ -6,7 +6,7 @@ matrix in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -43,10 +43,24 @@ def load_packed(
     refuse_quantized(folder)
     model = skeleton(folder)
     tensors = match_tensors(folder, model)
+    matrices = select(find_matrices(model), components)
+    pack_matrices(model, matrices, tensors, quantizer, device, progress)
+    fill(model, tensors, device)
+    return model.to(device)  # moves the model's own buffers; everything else is there already
+
+
+def pack_matrices(
+    model: PreTrainedModel,
+    matrices: Sequence[Matrix],
+    tensors: dict[str, LazyTensor],
+    quantizer: Quantizer,
+    device: Device,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Replace `matrices` of a skeleton by packed ones, taking their weights out of `tensors`."""
     tables = {model.get_input_embeddings(), model.get_output_embeddings()}
-    chosen_ones = select(find_matrices(model), components)
-    for done, matrix in enumerate(chosen_ones):
-        progress(done, len(chosen_ones))
+    for done, matrix in enumerate(matrices):
+        progress(done, len(matrices))
         # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
         weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
         if isinstance(matrix.modules[0], Conv1D):
@@ -55,8 +69,6 @@ def load_packed(
         packed = PackedMatrix(chosen, chosen.quantize(weight))
         del weight
         install(model, matrix, packed)
-    fill(model, tensors, device)
-    return model.to(device)  # moves the model's own buffers; everything else is there already
 
 
 def install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:

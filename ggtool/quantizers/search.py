@@ -2,7 +2,8 @@
 
 A group's largest weight w is tried at several places around both ends of the table: the sign of the scale is
 free, so an uneven table may be turned around. Each try rounds the weights to the table, refits the scale to
-the codes by least squares and rounds it to float16; the one with the smallest squared error stays.
+the codes by least squares and rounds it to float16; the one with the smallest squared error stays. Errors may
+be weighted, by how much of a layer's output a column makes.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ def nearest(weights: Tensor, values: Tensor) -> Tensor:
     return torch.bucketize(weights, (values[1:] + values[:-1]) / 2, out_int32=True)
 
 
-def search_scales(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def search_scales(weights: Tensor, values: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return uint8 codes (..., group) and signed float16 scales (...) for finite weights (..., group).
 
     values: ascending float32, the table's ends at about -1 and 1. Groups of zeros have scale 0; scales
-    saturate at 65504.
+    saturate at 65504. importance: of each weight's squared error, not negative, of a shape that broadcasts to
+    the weights'; a group of none but zeros counts all its weights alike.
     """
     largest = torch.linalg.vector_norm(weights, torch.inf, dim=-1, keepdim=True)
     # Within -1 and 1 no square overflows, and none that matters underflows.
     unit = torch.where(largest > 0, largest, 1.0)
     units = weights / unit
+    share = torch.ones(()) if importance is None else _shares(importance)
     best_error = torch.full_like(largest, torch.inf)
     best_scale = torch.zeros_like(largest, dtype=torch.float16)
     peak = units.gather(-1, units.abs().argmax(-1, keepdim=True))
@@ -37,13 +40,20 @@ def search_scales(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         for place in _PLACES:
             scale = peak / (end * place)
             digits = values[nearest(units / torch.where(scale == 0, 1.0, scale), values)]
-            fitted = (units * digits).sum(-1, keepdim=True) / digits.square().sum(-1, keepdim=True)
+            weighted = share * digits
+            fitted = (units * weighted).sum(-1, keepdim=True) / (digits * weighted).sum(-1, keepdim=True)
             scale = (fitted.nan_to_num(0.0) * unit).clamp(-_MAX_SCALE, _MAX_SCALE).to(torch.float16)
-            error = (units - digits * (scale.to(torch.float32) / unit)).square().sum(-1, keepdim=True)
+            rest = units - digits * (scale.to(torch.float32) / unit)
+            error = (share * rest.square()).sum(-1, keepdim=True)
             is_better = error < best_error
             best_error = torch.where(is_better, error, best_error)
             best_scale = torch.where(is_better, scale, best_scale)
     return round_to(weights, best_scale[..., 0], values), best_scale[..., 0]
+
+
+def _shares(importance: Tensor) -> Tensor:
+    largest = importance.amax(-1, keepdim=True)
+    return torch.where(largest > 0, importance / torch.where(largest > 0, largest, 1.0), 1.0)
 
 
 def round_to(weights: Tensor, scales: Tensor, values: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class TableQuantizer(WidenedByPanels):
         all_codes, all_scales = [], []
         for weights in group_panels(weight, self.group):
             codes, scales = self._encode(weights)
-            all_codes.append(self._pack(codes))
+            all_codes.append(self.pack(codes))
             all_scales.append(scales[..., None])
         return QuantizedTensor(
             torch.cat(all_codes), torch.cat(all_scales), (weight.shape[0], weight.shape[1])
@@ -104,16 +104,17 @@ class TableQuantizer(WidenedByPanels):
             start, weight = stop, weight * plane.base
         return total.flatten(1)[:, : quantized.shape[1]]
 
-    def _encode(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return uint8 codes (rows, groups, group) and scales (rows, groups) of float32 weights."""
-        return search_scales(weights, _values_on(self.values, weights.device))
-
-    def _pack(self, codes: Tensor) -> Tensor:
+    def pack(self, codes: Tensor) -> Tensor:
+        """Return the bytes (rows, groups, bytes) of uint8 codes (rows, groups, group)."""
         packed = []
         for plane in self._planes:
             packed.append(planes.pack(codes % plane.base, plane))
             codes = codes // plane.base
         return torch.cat(packed, -1)
+
+    def _encode(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return uint8 codes (rows, groups, group) and scales (rows, groups) of float32 weights."""
+        return search_scales(weights, _values_on(self.values, weights.device))
 
 
 @functools.cache

@@ -89,7 +89,7 @@ def test_an_importance_matrix_needs_a_text_and_a_text_a_use() -> None:
 
     with pytest.raises(UsageError, match="pass --calibration"):
         settle(backends=["gguf-q4_0+imatrix"])
-    with pytest.raises(UsageError, match="none does"):
+    with pytest.raises(UsageError, match="none here does"):
         settle(backends=["gguf-q4_0"], calibration="text.txt")
     with pytest.raises(UsageError, match="is for gguf"):
         settle(backends=["bnb-nf4+imatrix"])

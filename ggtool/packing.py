@@ -1,0 +1,126 @@
+"""Packed models that a calibration text decides: cut into chunks here, made by a child, kept in the cache.
+
+Quality, speed and memory are measured in processes of their own; each loads what was made once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ggtool import corpus, worker
+from ggtool.cache import packed_cache
+from ggtool.calibration import read_text
+from ggtool.corpus import TokenIds
+from ggtool.errors import UsageError
+from ggtool.formats import Format
+from ggtool.job import Job
+from ggtool.quantized_folder import QuantizedFacts
+from ggtool.results import label
+from ggtool.source import ModelSource
+
+DEFAULT_CHUNKS = 128
+CHUNK_TOKENS = 1024
+# Of a text shorter than this, what a model makes of it says little of anything.
+_LEAST_TOKENS = 32
+
+# blocks done, of all
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token ids (n_chunks, n_ctx) that a model is calibrated on, and the sha256 of the text they are from."""
+
+    chunks: TokenIds
+    text_sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids and how they are cut."""
+        digest = hashlib.sha256(repr(self.chunks.shape).encode())
+        digest.update(self.chunks.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+def read_calibration(source: ModelSource, data: Path, n_chunks: int | None = None) -> Calibration:
+    """Cut the text file `data` into chunks of 1024 tokens, or as many as the model was trained on if that is less.
+
+    n_chunks: how many, spread evenly over the text, None for 128, 0 for all there are; of a short text, all there are.
+    Raises UsageError for a file that is no text, or one too short.
+    """
+    text = read_text(data)
+    tokens = corpus.tokenize(text, source)
+    n_tokens = len(tokens.ids)
+    if n_tokens < _LEAST_TOKENS:
+        raise UsageError(f"{data} has {n_tokens} tokens; calibrating takes {_LEAST_TOKENS} at least.")
+    n_ctx = min(CHUNK_TOKENS, _trained_n_ctx(source), n_tokens)
+    wanted = DEFAULT_CHUNKS if n_chunks is None else n_chunks
+    available = n_tokens // n_ctx
+    count = min(wanted or available, available)
+    starts = np.linspace(0, n_tokens - n_ctx, count).astype(int) if count > 1 else [0]
+    chunks = np.stack([tokens.ids[start : start + n_ctx] for start in starts])
+    if tokens.bos is not None:
+        chunks[:, 0] = tokens.bos
+    return Calibration(chunks, hashlib.sha256(text.encode()).hexdigest())
+
+
+def cached_packed(source: ModelSource, fmt: Format, components: str, calibration: Calibration) -> Path:
+    """Return where the cache has, or will have, the packed model that `make_packed` makes."""
+    name = f"{source.name}-{label(fmt.backend, components).replace(':', '-')}"
+    return packed_cache(source.sha256) / f"{name}-{calibration.sha256[:16]}"
+
+
+def make_packed(
+    source: ModelSource,
+    fmt: Format,
+    components: str,
+    calibration: Calibration,
+    out: Path,
+    *,
+    device: Literal["cpu", "cuda"],
+    threads: int,
+    force: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Quantize the checkpoint as `fmt` says, in a child, and save it as the folder `out`.
+
+    Raises MeasureError with the reason when the child cannot do it, OutputError as `save_quantized` does.
+    """
+    method = {
+        "name": fmt.method,
+        "text_sha256": calibration.text_sha256,
+        "n_chunks": len(calibration.chunks),
+        "n_ctx": calibration.chunks.shape[1],
+    }
+    facts = QuantizedFacts(
+        fmt.backend, components, source.model, source.revision, source.sha256, method=method
+    )
+    with tempfile.TemporaryDirectory(prefix="ggtool-calibrate-") as folder:
+        chunks = Path(folder) / "chunks.npy"
+        np.save(chunks, calibration.chunks)
+        job = Job(
+            task="pack",
+            format=asdict(fmt),
+            path=str(source.folder.resolve()),
+            tokens=str(chunks),
+            components=components,
+            threads=threads,
+            device=device,
+            out=str(out.resolve()),
+            facts=asdict(facts),
+            force=force,
+        )
+        worker.run(job, progress)
+
+
+def _trained_n_ctx(source: ModelSource) -> int:
+    config = source.config.get("text_config") or source.config
+    trained = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(trained) if trained else CHUNK_TOKENS

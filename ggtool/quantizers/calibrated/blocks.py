@@ -1,0 +1,68 @@
+"""A model's decoder blocks one by one: what the first is given, what else each is called with, and running one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ggtool.errors import SourceError
+
+
+def block_names(model: PreTrainedModel) -> list[str]:
+    """Return the names of the decoder blocks in order; SourceError for a model without a list of them."""
+    n_blocks = model.config.get_text_config(decoder=True).num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
+            return [f"{name}.{index}" for index in range(n_blocks)]
+    raise SourceError(f"{type(model).__name__} has no list of {n_blocks} blocks to calibrate one by one.")
+
+
+class Blocks:
+    """The decoder blocks of a model and the hidden state of each chunk, float32 (1, n_ctx, width), before one of them.
+
+    Whatever else the model has must be loaded; of the blocks, the one that runs. Call it under `torch.no_grad()`.
+
+    modules: the blocks.
+    """
+
+    def __init__(self, model: PreTrainedModel, chunks: Tensor) -> None:
+        """Embed `chunks`, token ids (n_chunks, n_ctx)."""
+        self.modules = [model.get_submodule(name) for name in block_names(model)]
+        self._hidden: list[Tensor] = []
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        with self._passing_through():
+            for ids in chunks:
+                self._calls.clear()  # masks and positions are the same for all chunks of one length
+                model.base_model(ids[None], use_cache=False)
+
+    def run(self, index: int) -> Iterator[Tensor]:
+        """Yield what block `index` makes of each chunk's hidden state."""
+        args, kwargs = self._calls[index]
+        for hidden in self._hidden:
+            yield cast(Tensor, self.modules[index](hidden, *args, **kwargs))
+
+    def advance(self, index: int) -> None:
+        """Put in the place of each hidden state what block `index` makes of it."""
+        for at, hidden in enumerate(self.run(index)):
+            self._hidden[at] = hidden
+
+    @contextmanager
+    def _passing_through(self) -> Iterator[None]:
+        """Have every block return its input and note how it was called."""
+        for module in self.modules:
+            module.forward = self._note  # for the instance, and for now
+        try:
+            yield
+        finally:
+            for module in self.modules:
+                del module.forward
+
+    def _note(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._calls:
+            self._hidden.append(hidden_states)
+        self._calls.append((args, kwargs))
+        return hidden_states
