@@ -462,16 +462,38 @@ def formats(
         bool,
         typer.Option("--architectures", help="List the model architectures that can be converted instead."),
     ] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend",
+            "-b",
+            help="List what each matrix of --model is held as in this format, e.g. scratch-int8:attn.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
     json_: Json = False,
 ) -> None:
     """List every format: the names for --qtype and --backend, and their bits per weight.
 
-    Example: [bold]ggtool formats --architectures[/bold]
+    With --backend: which modules or tensors of a model that format touches, without reading a weight.
+
+    Examples: [bold]ggtool formats --architectures[/bold]
+    [bold]ggtool formats --model ./my-gpt2 --backend scratch-int8:blocks=0-4[/bold]
     """
     from ggtool.commands.formats import list_architectures, run
 
+    if architectures and backend is not None:
+        raise UsageError("--architectures and --backend exclude each other; pass one.")
+    if backend is None and (model is not None or revision is not None):
+        raise UsageError("--model is for --backend: name the format, such as --backend scratch-int8:attn.")
     if architectures:
         list_architectures(as_json=json_)
+    elif backend is not None:
+        from ggtool.commands.modules import run as list_modules
+
+        list_modules(model, revision, backend, as_json=json_)
     else:
         run(as_json=json_)
 

@@ -49,6 +49,8 @@ def _measure(
     what: Plan, target: Target, folder: Path, progress: Progress, known: Mapping[Task, EvalRecord]
 ) -> EvalRecord:
     record = _blank_record(what, target)
+    if target.failure:
+        return replace(record, failure=target.failure)
     for task, stored in known.items():
         record = _with_stored(record, stored, task)
     failures = []

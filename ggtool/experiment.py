@@ -22,7 +22,8 @@ import yaml
 from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
 from ggtool.formats import split_list
-from ggtool.plan import Request, parse_backend
+from ggtool.plan import Request
+from ggtool.spec import parse_backend
 
 _PRESETS = Path(__file__).parent / "presets"
 PRESETS: Mapping[str, Path] = MappingProxyType({path.stem: path for path in sorted(_PRESETS.glob("*.yaml"))})

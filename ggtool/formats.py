@@ -21,6 +21,10 @@ GGUF_PREFIX = "gguf-"
 Method = Literal["imatrix", "gptq", "awq"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
+# What bitsandbytes' formats compute in, where it is not left to the device: `bnb-nf4+bf16`.
+Compute = Literal["fp32", "fp16", "bf16"]
+COMPUTE_TYPES: tuple[Compute, ...] = get_args(Compute)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -37,6 +41,7 @@ class Format:
         needs_imatrix: whether llama.cpp refuses to make it without an importance matrix.
         is_table: whether its codes are indices into a table of values, so that a calibration can choose them.
         method: of METHODS, how a calibration text chooses them; None where none does.
+        compute: of COMPUTE_TYPES, the float type of products and of what stays float; None is the runtime's choice.
         needs_experts: whether it says something of mixture-of-experts tensors only; without any, it is Q8_0.
 
     """
@@ -51,6 +56,7 @@ class Format:
     needs_experts: bool = False
     is_table: bool = False
     method: Method | None = None
+    compute: Compute | None = None
 
     @property
     def backend(self) -> str:
@@ -107,6 +113,7 @@ _ROWS = (
     _calibrated("scratch-awq4", "scratch-iq4", "awq", 4.5),
     _torch("bnb-int8", "bnb-int8", 8.0),
     _torch("bnb-fp4", "bnb-fp4", 4.5),
+    _torch("bnb-fp4-dq", "bnb-fp4-dq", 4.127),
     _torch("bnb-nf4", "bnb-nf4", 4.5),
     _torch("bnb-nf4-dq", "bnb-nf4-dq", 4.127),  # absmax in 8 bits, float32 scales of 256 of those
     _gguf("F32", 0, 32.0),

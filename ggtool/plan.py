@@ -9,41 +9,27 @@ models that a calibration text decides (`scratch-gptq4`, `scratch-nf4+awq`) are 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ggtool import corpus, worker
 from ggtool.artifact import Artifact, open_artifact
-from ggtool.cache import gguf_cache
-from ggtool.calibration import cached_imatrix, calibrate
-from ggtool.checkpoint import file_sha256
-from ggtool.convert import convert
-from ggtool.convert.imatrix import ImportanceMatrix, read_imatrix
-from ggtool.convert.options import Options
-from ggtool.convert.recipe import imatrix_sha256
 from ggtool.corpus import Text, Tokens
 from ggtool.errors import MeasureError, UsageError
-from ggtool.formats import FORMATS, GGUF_PREFIX, METHODS, Format, find_backend
+from ggtool.files import MadeFile, Making, Progress, make_files
+from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
 from ggtool.job import Job
 from ggtool.metrics.windows import cut
-from ggtool.packing import cached_packed, make_packed, read_calibration
 from ggtool.quantized_folder import QuantizedFacts, folder_sha256, is_quantized_folder, read_facts
-from ggtool.quantizers.selectors import ALL, check
 from ggtool.results import label
 from ggtool.source import ModelSource, Notify, from_folder, resolve
+from ggtool.spec import WITH_IMATRIX, Spec, check_calibration, parse_backend
 
 DEFAULT_N_CTX = 512
 DEFAULT_REFERENCE = "hf-fp32"
 NO_REFERENCE = "none"
-WITH_IMATRIX = "+imatrix"
-_METHODS = ", ".join(f"+{method}" for method in METHODS)
-_TABLES = ", ".join(row.backend for row in FORMATS.values() if row.is_table and row.method is None)
-
-# stage, done, total: "converting", in bytes; "calibrating", in chunks; "calibrating FORMAT", in blocks.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +66,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A --backend value, read: a format, or a model on disk; the part that is quantized; how it is made.
-
-    A model on disk is a .gguf file or a folder that `ggtool quantize` saved.
-    """
-
-    what: Format | Path
-    components: str = ALL
-    imatrix: bool = False
-
-
-@dataclass(frozen=True)
 class Target:
     """One format of the model and the files that hold it; `components` is what of it is quantized.
 
-    sha256 is that of the GGUF file, the saved model or the checkpoint; empty for a file that is yet to be made.
+    sha256 is that of the GGUF file, the saved model or the checkpoint; empty for a file that is yet to be made, or
+    that could not be, for the reason that `failure` gives.
     """
 
     format: Format
@@ -104,6 +79,7 @@ class Target:
     model: str
     revision: str
     sha256: str
+    failure: str = ""
 
     @property
     def label(self) -> str:
@@ -152,79 +128,30 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
             _check_vocabulary(spec.what, source, text, tokens)
     tokens = tokens.first(request.max_tokens)
     cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
-    converted = _converted(source, everything, request, progress, dry=dry)
-    converted |= _packed(source, everything, request, progress, dry=dry)
+    device = choose_device(request.device)
+    recipe = Making(request.calibration, request.calibration_chunks, device, request.threads)
+    made = {} if source is None else make_files(source, everything, recipe, progress, dry=dry)
+    _refuse_failures(specs, reference, made)
     return Plan(
         request=request,
-        targets=tuple(_target(spec, source, converted) for spec in specs),
-        reference=None if reference is None else _target(reference, source, converted),
+        targets=tuple(_target(spec, source, made) for spec in specs),
+        reference=None if reference is None else _target(reference, source, made),
         text=text,
         tokens=tokens,
-        device=choose_device(request.device),
+        device=device,
     )
 
 
-def parse_backend(name: str) -> Spec:
-    """Read a --backend value. Raises UsageError for a format, a file, a folder or a selector that there is not."""
-    path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise UsageError(f"there is no file {name}.")
-        return Spec(path)
-    if name.lower() not in FORMATS and path.is_dir():
-        if not is_quantized_folder(path):
-            raise UsageError(
-                f"{name} was not saved by `ggtool quantize`; a checkpoint is measured by --model {name} --backend hf-fp32."
-            )
-        return Spec(path)
-    backend, colon, components = name.partition(":")
-    backend, plus, method = backend.partition("+")
-    fmt = find_backend(backend)
-    if plus and not colon and fmt.container == "gguf" and method.lower() == "imatrix":
-        return Spec(fmt, imatrix=True)
-    if plus:
-        fmt = _with_method(name, fmt, method.lower())
-    if fmt.needs_imatrix:
-        raise UsageError(
-            f"{backend} needs an importance matrix: write {backend}{WITH_IMATRIX} and pass --calibration TEXT."
-        )
-    if not colon:
-        return Spec(fmt)
-    if not (fmt.quantizer or "").startswith("scratch-"):
-        raise UsageError(
-            f"{backend} quantizes what its makers decide; parts, as in {name}, are for scratch-* formats."
-        )
-    check(components.lower())
-    return Spec(fmt, components.lower())
+def _refuse_failures(specs: Sequence[Spec], reference: Spec | None, made: Mapping[Spec, MadeFile]) -> None:
+    """Raise what went wrong where nothing is left to measure or to compare with; else it is a failed row."""
+    failures = {spec: file.failure for spec, file in made.items() if file.failure is not None}
+    if reference in failures:
+        raise failures[reference]
+    if failures and all(spec in failures for spec in specs):
+        raise failures[specs[0]]
 
 
-def _with_method(name: str, fmt: Format, method: str) -> Format:
-    """Return a from-scratch format whose codes a calibration text chooses; UsageError if it cannot."""
-    found = next((known for known in METHODS if known == method), None)
-    if found is None:
-        raise UsageError(f"{name}: there is no method +{method}; known: {_METHODS}.")
-    if not fmt.is_table or fmt.method is not None:
-        also = "gguf-* formats without a part and for " if found == "imatrix" else ""
-        raise UsageError(f"{name}: +{found} is for {also}{_TABLES}.")
-    return replace(fmt, name=f"{fmt.name}+{found}", method=found)
-
-
-def check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
-    """Raise UsageError where a format needs a calibration text and there is none, or the other way round."""
-    weighted = [
-        spec.what.backend + (WITH_IMATRIX if spec.imatrix else "")
-        for spec in specs
-        if isinstance(spec.what, Format) and (spec.imatrix or spec.what.method is not None)
-    ]
-    if weighted and calibration is None:
-        raise UsageError(f"{weighted[0]} needs a text to calibrate with: pass --calibration TEXT.")
-    if calibration is not None and not weighted:
-        raise UsageError(
-            f"--calibration is for scratch-gptq4 and the like and for what ends in {_METHODS}; none here does."
-        )
-
-
-def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Path]) -> Target:
+def _target(spec: Spec, source: ModelSource | None, made: Mapping[Spec, MadeFile]) -> Target:
     if isinstance(spec.what, Path) and spec.what.is_dir():
         return _saved_target(spec.what, source)
     if isinstance(spec.what, Path):
@@ -233,14 +160,11 @@ def _target(spec: Spec, source: ModelSource | None, converted: Mapping[Spec, Pat
         path = spec.what.resolve()
         return Target(_format_of(artifact), spec.components, path, name, revision, artifact.sha256)
     assert source is not None
-    if spec in converted:
-        path = converted[spec]
-        sha256 = _sha256(path) if path.exists() else ""
-    else:
-        path, sha256 = source.folder.resolve(), source.sha256
+    file = made.get(spec, MadeFile(source.folder.resolve(), source.sha256))
     # Under the name that was typed, a record says how its file was made.
     fmt = replace(spec.what, name=spec.what.name + WITH_IMATRIX) if spec.imatrix else spec.what
-    return Target(fmt, spec.components, path, source.model, source.revision, sha256)
+    failure = "" if file.failure is None else str(file.failure)
+    return Target(fmt, spec.components, file.path, source.model, source.revision, file.sha256, failure)
 
 
 def _saved_target(folder: Path, source: ModelSource | None) -> Target:
@@ -273,93 +197,6 @@ def _format_of(artifact: Artifact) -> Format:
     """Return the row of the file's quant type; a file of a type that ggtool cannot make still runs."""
     known = FORMATS.get(GGUF_PREFIX + artifact.format.lower())
     return known or Format(artifact.format, "gguf", "llama_cpp", None, artifact.bpw)
-
-
-def _converted(
-    source: ModelSource | None, specs: Sequence[Spec], request: Request, progress: Progress, *, dry: bool
-) -> dict[Spec, Path]:
-    """Return the GGUF file of each spec that is one; unless dry, make those that the cache does not hold yet."""
-    wanted = [spec for spec in specs if isinstance(spec.what, Format) and spec.what.container == "gguf"]
-    if source is None or not wanted:
-        return {}
-    plain = [spec for spec in wanted if not spec.imatrix]
-    weighted = [spec for spec in wanted if spec.imatrix]
-    found = _files(source, plain, None, request.threads, progress, dry=dry)
-    if weighted:
-        imatrix = _imatrix(source, request, progress, dry=dry)
-        found |= _files(source, weighted, imatrix, request.threads, progress, dry=dry)
-    return found
-
-
-def _packed(
-    source: ModelSource | None, specs: Sequence[Spec], request: Request, progress: Progress, *, dry: bool
-) -> dict[Spec, Path]:
-    """Return the packed folder of each spec that a calibration decides; unless dry, make those that are missing."""
-    wanted = {spec: spec.what for spec in specs if isinstance(spec.what, Format) and spec.what.method}
-    if source is None or not wanted:
-        return {}
-    assert request.calibration is not None
-    text = Path(request.calibration).expanduser()
-    calibration = read_calibration(source, text, request.calibration_chunks)
-    paths = {}
-    for spec, fmt in wanted.items():
-        paths[spec] = cached_packed(source, fmt, spec.components, calibration)
-        stage = f"calibrating {label(fmt.backend, spec.components)}"
-        if not paths[spec].exists() and not dry:
-            make_packed(
-                source,
-                fmt,
-                spec.components,
-                calibration,
-                paths[spec],
-                device=choose_device(request.device),
-                threads=request.threads,
-                progress=partial(progress, stage),
-            )
-    return paths
-
-
-def _sha256(path: Path) -> str:
-    return folder_sha256(path) if path.is_dir() else file_sha256(path)
-
-
-def _imatrix(
-    source: ModelSource, request: Request, progress: Progress, *, dry: bool
-) -> ImportanceMatrix | None:
-    assert request.calibration is not None
-    data, n_chunks = Path(request.calibration).expanduser(), request.calibration_chunks or 0
-    if dry:
-        path = cached_imatrix(source, data, n_chunks=n_chunks)
-        return read_imatrix(path) if path.exists() else None
-    return calibrate(source, data, request.threads, n_chunks=n_chunks, progress=progress)
-
-
-def _files(
-    source: ModelSource,
-    specs: Sequence[Spec],
-    imatrix: ImportanceMatrix | None,
-    threads: int,
-    progress: Progress,
-    *,
-    dry: bool,
-) -> dict[Spec, Path]:
-    """Return the cache's file of each spec, made with `imatrix`, the missing ones in one pass over the checkpoint."""
-    formats = {spec: spec.what for spec in specs if isinstance(spec.what, Format)}
-    suffix = f"{WITH_IMATRIX}-{imatrix_sha256(imatrix)[:16]}" if any(spec.imatrix for spec in specs) else ""
-    folder = gguf_cache(source.sha256)
-    paths = {fmt: folder / f"{source.name}-{fmt.name}{suffix}.gguf" for fmt in formats.values()}
-    missing = {fmt: path for fmt, path in paths.items() if not path.exists()}
-    if missing and not dry:
-        convert(
-            source,
-            list(missing),
-            missing.__getitem__,
-            options=Options(imatrix=imatrix),
-            force=True,
-            threads=threads,
-            progress=lambda done, total, _: progress("converting", done, total),
-        )
-    return {spec: paths[fmt] for spec, fmt in formats.items()}
 
 
 def _tokenize_alone(specs: Sequence[Spec], text: Text) -> Tokens:

@@ -29,6 +29,8 @@ LAYERS = {
         "measure",
         "worker",
         "packing",
+        "spec",
+        "files",
         "plan",
         "keys",
         "evaluate",

@@ -258,7 +258,8 @@ def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
         return load_float(path, _FLOAT_TYPES[fmt.name], options.device)
     found = load_attribute(fmt.quantizer)
     if isinstance(found, BitsAndBytes):
-        return found.load(path, options.device)
+        dtype = None if fmt.compute is None else _FLOAT_TYPES[f"hf-{fmt.compute}"]
+        return found.load(path, options.device, dtype)
     make = cast(Callable[[], Quantizer], found)
     return load_packed(path, make(), options.device, options.components)
 

@@ -16,10 +16,11 @@ from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.packing import make_packed, read_calibration
-from ggtool.plan import Spec, check_calibration, choose_device, parse_backend
+from ggtool.plan import choose_device
 from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
 from ggtool.results import label
 from ggtool.source import ModelSource, resolve
+from ggtool.spec import Spec, check_calibration, parse_backend
 
 if TYPE_CHECKING:
     from ggtool.training.qat import Point
@@ -61,6 +62,10 @@ class Request:
 def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Quantize, save and say what was made. Raises before any work where the request is wrong."""
     fmt, components = parse_format(request.backend)
+    if request.training is not None and fmt.method is not None:
+        raise UsageError(
+            f"{fmt.backend} chooses its codes from a calibration text, and --qat by training; take one of the two."
+        )
     check_calibration([Spec(fmt, components)], request.calibration)
     source = resolve(request.model, request.revision, notifier(quiet=quiet))
     out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)

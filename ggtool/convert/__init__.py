@@ -1,6 +1,7 @@
 """Hugging Face checkpoint to GGUF, straight from its own precision, several quant types in one pass.
 
     plan(source, formats)        exact sizes and tensor types, no weight read
+    plan_tensors(source, format) the same of each tensor
     convert(source, formats)     the files
 
 Names, keys, their order and the choice of tensor types are llama.cpp's; nothing here imports torch.
@@ -81,6 +82,17 @@ def plan(source: ModelSource, formats: Sequence[Format], options: Options = NO_O
     _check_formats(formats)
     _, design = _prepare(source, formats, options, shapes_only=True)
     return _describe(design)
+
+
+def plan_tensors(
+    source: ModelSource, fmt: Format, options: Options = NO_OPTIONS
+) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return name, shape (numpy's order) and tensor type of each tensor of the file, without reading a weight."""
+    _check_formats([fmt])
+    _, design = _prepare(source, [fmt], options, shapes_only=True)
+    return [
+        (tensor.name, tensor.shape, tensor.type_name) for part in design.parts[0] for tensor in part.tensors
+    ]
 
 
 def convert(

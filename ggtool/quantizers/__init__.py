@@ -88,6 +88,7 @@ QUANTIZERS: Mapping[str, str] = MappingProxyType(
         "scratch-ternary3": "ggtool.quantizers.ternary:THREE_PLANES",
         "bnb-int8": "ggtool.quantizers.bnb:INT8",
         "bnb-fp4": "ggtool.quantizers.bnb:FP4",
+        "bnb-fp4-dq": "ggtool.quantizers.bnb:FP4_DOUBLE_QUANT",
         "bnb-nf4": "ggtool.quantizers.bnb:NF4",
         "bnb-nf4-dq": "ggtool.quantizers.bnb:NF4_DOUBLE_QUANT",
     }

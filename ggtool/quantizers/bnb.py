@@ -1,8 +1,8 @@
 """bitsandbytes' own formats, as its users have them: through the loader of transformers.
 
-It quantizes the linear layers of the blocks and leaves the embedding and the output head as they are. On CUDA
-the rest of the model is float16 and so are the products; on a CPU it is float32, as 16-bit arithmetic is
-emulated on most. LLM.int8 (threshold 6.0, the library's default) also rounds activations, the other two do
+It quantizes the linear layers of the blocks and leaves the embedding and the output head as they are. Unless
+told otherwise, on CUDA the rest of the model is float16 and so are the products; on a CPU it is float32, as
+16-bit arithmetic is emulated on most. LLM.int8 (threshold 6.0, the library's default) also rounds activations, the other two do
 not. On a CPU with AVX512-BF16 the library computes 4-bit products in bfloat16 and rounds absmax to it,
 whatever it was told.
 """
@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
 
 from ggtool.errors import MeasureError
 from ggtool.quantizers.components import find_matrices
@@ -33,14 +34,14 @@ class BitsAndBytes:
     quant_type: Literal["fp4", "nf4"] = "nf4"
     double_quant: bool = False
 
-    def load(self, folder: Path, device: Device) -> PreTrainedModel:
-        """Load the checkpoint in `folder`, quantizing on the way.
+    def load(self, folder: Path, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Load the checkpoint in `folder`, quantizing on the way; dtype is that of products and of the rest.
 
         Raises SourceError when it cannot be loaded, MeasureError when nothing was quantized.
         """
         with quiet_and_offline():
             import_bitsandbytes()
-        dtype = compute_dtype(device)
+        dtype = dtype or compute_dtype(device)
         model = load_float(folder, dtype, device, quantization_config=self._config(dtype))
         matrices = find_matrices(model)
         if not any(matrix.is_quantized for matrix in matrices):
@@ -48,6 +49,17 @@ class BitsAndBytes:
         if self.bits == 4 and device == "cpu":
             _settle(model)
         return model
+
+    def replaced(self, model: PreTrainedModel, device: Device) -> list[tuple[str, ...]]:
+        """Return the names of every matrix of a skeleton that the library would quantize; their layers are replaced."""
+        with quiet_and_offline():
+            import_bitsandbytes()
+        before = {name: type(module) for name, module in model.named_modules()}
+        names = [matrix.names for matrix in find_matrices(model)]
+        quantizer = AutoHfQuantizer.from_config(self._config(compute_dtype(device)), pre_quantized=False)
+        quantizer.preprocess_model(model, device_map={"": device})
+        after = {name: type(module) for name, module in model.named_modules()}
+        return [users for users in names if any(after[name] is not before[name] for name in users)]
 
     def _config(self, dtype: torch.dtype) -> BitsAndBytesConfig:
         if self.bits == 8:
@@ -61,7 +73,7 @@ class BitsAndBytes:
 
 
 def compute_dtype(device: Device) -> torch.dtype:
-    """Return the dtype of activations and of what stays unquantized."""
+    """Return the dtype of activations and of what stays unquantized, where nobody says."""
     return torch.float16 if device == "cuda" else torch.float32
 
 
@@ -80,5 +92,6 @@ def _settle(model: PreTrainedModel) -> None:
 
 INT8 = BitsAndBytes(8)
 FP4 = BitsAndBytes(4, "fp4")
+FP4_DOUBLE_QUANT = BitsAndBytes(4, "fp4", double_quant=True)
 NF4 = BitsAndBytes(4, "nf4")
 NF4_DOUBLE_QUANT = BitsAndBytes(4, "nf4", double_quant=True)

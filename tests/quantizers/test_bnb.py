@@ -7,15 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import build_tiny_gpt2
 
-from ggtool.errors import MeasureError
+from ggtool.backends import LoadOptions
+from ggtool.backends.huggingface import HuggingFaceBackend
+from ggtool.errors import MeasureError, UsageError
+from ggtool.formats import Format
 from ggtool.quantizers import bnb
 from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.pretrained import count_params, load_float, skeleton
+from ggtool.spec import parse_backend
 
 # Rows of the linear layers of tiny_gpt2's two blocks; all but the last have 256 columns.
 N_LINEAR = 2 * 12 * 256 * 256
@@ -75,6 +80,32 @@ def test_the_table_stays_float_and_the_logits_stay_close(
         tokens = torch.arange(0, 500, 5)[None]
         got, want = model(tokens).logits, original(tokens).logits
     assert 1e-6 < float((got - want).square().sum() / want.square().sum()) < most
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4+bf16", "bnb-int8+bf16", "bnb-fp4-dq+fp32"])
+def test_what_products_are_computed_in_is_part_of_the_name(name: str, tiny_gpt2: Path):
+    fmt = parse_backend(name).what
+    assert isinstance(fmt, Format)
+    assert fmt.backend == name
+    backend = HuggingFaceBackend(fmt, tiny_gpt2, LoadOptions(n_ctx=64, threads=1))
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    layer = backend._model.transformer.h[0].attn.c_attn
+    assert backend._model.lm_head.weight.dtype == dtype
+    assert getattr(layer, "compute_dtype", dtype) == dtype
+    assert np.isfinite(backend.logits(list(range(16)))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf-fp32+bf16", "is for bnb-\\* formats"),
+        ("bnb-nf4+int8", "there is no \\+int8; known: .*\\+bf16"),
+        ("bnb-nf4:attn", "what its makers decide"),
+    ],
+)
+def test_what_cannot_be_asked_of_the_library_is_refused(name: str, says: str):
+    with pytest.raises(UsageError, match=says):
+        parse_backend(name)
 
 
 def test_shapes_that_the_cpu_layout_cannot_hold_still_run(tmp_path: Path):

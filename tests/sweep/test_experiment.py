@@ -8,7 +8,8 @@ import pytest
 from ggtool.errors import UsageError
 from ggtool.experiment import PRESETS, find_preset, read_experiment, request_from
 from ggtool.formats import dense_qtypes
-from ggtool.plan import Request, parse_backend, plan
+from ggtool.plan import Request, plan
+from ggtool.spec import parse_backend
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,24 @@ def test_children_that_fail_are_one_row_each(call, tmp_path: Path, monkeypatch) 
     assert [record.failure for record in records(tmp_path)[6:]] == [""] * 5
 
 
+def test_a_format_that_cannot_be_converted_is_a_failed_row(call, tmp_path: Path) -> None:
+    failed = sweep(call, "-b", "gguf-mxfp4_moe,gguf-q4_0")
+    assert failed.returncode == 1
+    assert "1 of 2 formats failed: gguf-mxfp4_moe." in failed.stderr
+    bad, good = records(tmp_path)
+    assert "mixtures of experts" in bad.failure
+    assert bad.perplexity is bad.speed is None
+    assert good.failure == ""
+    assert good.perplexity is not None
+
+
+def test_nothing_left_to_measure_is_one_line(call, tmp_path: Path) -> None:
+    failed = sweep(call, "-b", "gguf-mxfp4_moe")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("ggtool: MXFP4_MOE is for mixtures of experts")
+    assert records(tmp_path) == []
+
+
 def test_an_importance_matrix_is_part_of_a_format(call, folder: Path, tmp_path: Path) -> None:
     flags = [
         "-b",

@@ -1,0 +1,59 @@
+"""`ggtool formats --backend`: which modules of a model, or tensors of its file, a format touches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.table import Table
+
+from ggtool.commands.console import notifier, stdout
+from ggtool.convert import plan_tensors
+from ggtool.errors import UsageError
+from ggtool.formats import Format
+from ggtool.plan import choose_device
+from ggtool.source import ModelSource, resolve
+from ggtool.spec import Spec, parse_backend
+
+
+@dataclass(frozen=True)
+class Row:
+    """One matrix or tensor of a model: its name or names, its shape, rows first, and what it is held as."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    held_as: str
+
+
+def run(model: str | None, revision: str | None, backend: str, *, as_json: bool) -> None:
+    """Print what each matrix of a model, or each tensor of its GGUF file, is held as; no weight is read."""
+    spec = parse_backend(backend)
+    if isinstance(spec.what, Path):
+        raise UsageError(
+            f"{backend} is a file; a format's name belongs after --backend, such as gguf-q4_k_m."
+        )
+    source = resolve(model, revision, notifier(quiet=False))
+    rows = _tensors(source, spec, spec.what) if spec.what.container == "gguf" else _matrices(source, spec)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    table = Table("name", "shape", "held as", header_style="bold")
+    for row in rows:
+        table.add_row(" = ".join(row.names), " x ".join(map(str, row.shape)), row.held_as)
+    stdout().print(table)
+
+
+def _tensors(source: ModelSource, spec: Spec, fmt: Format) -> list[Row]:
+    # Types that llama.cpp chooses for a file with an importance matrix are not always those of one without.
+    fmt = replace(fmt, needs_imatrix=spec.imatrix or fmt.needs_imatrix)
+    return [Row((name,), shape, kind) for name, shape, kind in plan_tensors(source, fmt)]
+
+
+def _matrices(source: ModelSource, spec: Spec) -> list[Row]:
+    from ggtool.quantizers.preview import preview
+
+    assert isinstance(spec.what, Format)
+    found = preview(spec.what, source.folder, choose_device("auto"), spec.components)
+    return [Row(matrix.names, matrix.shape, matrix.held_as) for matrix in found]
