@@ -240,6 +240,9 @@ def eval_(
             "--speed-depths", help="Depths to time generation at as well; cut to --n-ctx. '' times none."
         ),
     ] = "0,512",
+    speed_batches: Annotated[
+        str, typer.Option("--speed-batches", help="How many texts to continue together as well.")
+    ] = "4",
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -289,6 +292,7 @@ def eval_(
         repetitions=repetitions,
         speed_prompts=parse_lengths("--speed-prompts", speed_prompts, smallest=1),
         speed_depths=parse_lengths("--speed-depths", speed_depths, smallest=0),
+        speed_batches=parse_lengths("--speed-batches", speed_batches, smallest=2),
         timeout_s=timeout,
     )
     run(request, out, as_json=json_, quiet=quiet)
@@ -380,6 +384,14 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    speed_batches: Annotated[
+        str | None,
+        typer.Option(
+            "--speed-batches",
+            help="How many texts to continue together as well. Default: 4.",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -444,6 +456,9 @@ def sweep(
         "speed_depths": None
         if speed_depths is None
         else parse_lengths("--speed-depths", speed_depths, smallest=0),
+        "speed_batches": None
+        if speed_batches is None
+        else parse_lengths("--speed-batches", speed_batches, smallest=2),
         "timeout": timeout,
         "threads": threads,
         "device": device,

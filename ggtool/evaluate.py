@@ -98,6 +98,7 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> Job:
         repetitions=request.repetitions,
         speed_prompts=request.speed_prompts,
         speed_depths=request.speed_depths,
+        speed_batches=request.speed_batches,
     )
 
 

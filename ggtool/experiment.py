@@ -60,6 +60,7 @@ _KEYS: Mapping[str, _Key] = MappingProxyType(
         "repetitions": _Key("repetitions", int, 1),
         "speed_prompts": _Key("speed_prompts", tuple, 1),
         "speed_depths": _Key("speed_depths", tuple),
+        "speed_batches": _Key("speed_batches", tuple, 2),
         "timeout": _Key("timeout_s", float, 1),
     }
 )

@@ -46,6 +46,7 @@ class Job:
     repetitions: int = 1
     speed_prompts: Sequence[int] = ()
     speed_depths: Sequence[int] = ()
+    speed_batches: Sequence[int] = ()
     prompts: Sequence[Sequence[int]] = ()
     n_predict: int = 0
     temperature: float = 0.0

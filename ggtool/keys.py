@@ -78,7 +78,8 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
     settings["machine"] = [machine[name] for name in _MACHINE]
     if task == "speed":
         rounds = {"repetitions": request.repetitions}
-        return settings | rounds | {"prompts": request.speed_prompts, "depths": request.speed_depths}
+        lengths = {"prompts": request.speed_prompts, "depths": request.speed_depths}
+        return settings | rounds | lengths | {"batches": request.speed_batches}
     return settings
 
 

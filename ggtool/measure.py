@@ -108,6 +108,7 @@ def _speed(job: Job, backend: Backend, tokens: Tokens, load_s: float, progress: 
         repetitions=job.repetitions,
         prompts=job.speed_prompts,
         depths=job.speed_depths,
+        batches=job.speed_batches,
         progress=progress,
     )
 

@@ -37,7 +37,7 @@ class Request:
     """What to measure.
 
     model None is the default model. samples, max_tokens: how much of the corpus, 0 is all. n_chunks 0 is the
-    whole text. speed_prompts, speed_depths: further lengths to time, cut to the context. reference None is
+    whole text. speed_prompts, speed_depths: further lengths to time, cut to the context; speed_batches: texts made together. reference None is
     hf-fp32 where there is a checkpoint, "none" leaves the divergence out. stride belongs to the protocol
     hf-stride. calibration is the text that formats such as scratch-gptq4 and gguf-q4_0+imatrix are made with,
     calibration_chunks how much of it: 0 is all; None is 128 chunks of 1024 tokens, and all for an importance matrix.
@@ -62,6 +62,7 @@ class Request:
     repetitions: int = 5
     speed_prompts: tuple[int, ...] = (128, 512)
     speed_depths: tuple[int, ...] = (0, 512)
+    speed_batches: tuple[int, ...] = (4,)
     timeout_s: float | None = None
 
 

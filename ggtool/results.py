@@ -81,7 +81,8 @@ class Timing:
     """One stage at one length, timed over and over; rates in tokens/s, samples in seconds.
 
     kind pp: a prompt of `n_tokens` at once. kind tg: `n_tokens` made one by one after `depth` others, 0 being the
-    first token alone. p5 is the slow end and p95 the fast one.
+    first token alone; with a `batch` above 1, `n_tokens` of each of so many texts together, and the rate is that of
+    all. p5 is the slow end and p95 the fast one.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Timing:
     ts_p5: float
     ts_p95: float
     samples_s: tuple[float, ...]
+    batch: int = 1
 
 
 @dataclass(frozen=True)

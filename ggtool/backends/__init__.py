@@ -89,6 +89,13 @@ class Backend(Protocol):
         """Yield new token ids one by one as they are made, ending before an end-of-generation token."""
         ...
 
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
+        """Yield the likeliest next token of each prompt, `n_predict` times, all of them computed together.
+
+        The prompts are of one length; prompt and new tokens fit n_ctx. Ends of texts do not stop it.
+        """
+        ...
+
     def reset(self) -> None:
         """Forget what earlier calls left in the KV cache, so that the next prompt is processed whole."""
         ...

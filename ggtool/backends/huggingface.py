@@ -137,6 +137,17 @@ class HuggingFaceBackend:
             )
         return self._generate(list(prompt), params)
 
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
+        """Yield the likeliest next token of each prompt, step by step, in one tensor with a KV cache of their own."""
+        cache = DynamicCache(config=self._config)
+        options = {"logits_to_keep": 1} if self._can_keep else {}
+        ids = torch.tensor([self._checked(prompt) for prompt in prompts], device=self._device)
+        for _ in range(n_predict):
+            with torch.inference_mode():
+                logits = self._model(ids, past_key_values=cache, use_cache=True, **options).logits
+                ids = logits[:, -1:].argmax(-1)
+            yield ids[:, 0].tolist()
+
     @cached_property
     def vocabulary(self) -> FolderVocabulary:
         """The folder's own; ArtifactError when it has none."""
@@ -223,12 +234,14 @@ class HuggingFaceBackend:
             if token in self._end_tokens:
                 self.stop_reason = "eog"
                 return
+            last: StopReason | None = None
             if made == params.n_predict:
-                self.stop_reason = "length"
+                last = "length"
             elif n_used == self.n_ctx:
-                self.stop_reason = "context"
+                last = "context"
+            self.stop_reason = last
             yield token
-            if self.stop_reason:
+            if last:
                 return
             pending = [token]
 

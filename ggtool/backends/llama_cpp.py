@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ggtool.artifact import open_artifact
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, llama_log
+from ggtool.backends.llama_context import N_UBATCH, decode, generate_together, open_context
 from ggtool.backends.llama_kv_cache import count_kv_cache
-from ggtool.backends.llama_model import Pointer, open_model, runtime_versions
+from ggtool.backends.llama_model import open_model, runtime_versions
 from ggtool.backends.llama_sampling import sampler_chain
 from ggtool.backends.llama_vocab import Vocabulary, tokenize_with
 from ggtool.backends.sampling import check_sampling
@@ -30,18 +31,9 @@ __all__ = ["DEFAULT_N_CTX", "LlamaCppBackend", "StopReason", "runtime_versions",
 
 # n_ctx 0 takes the model's own context, but no more than this: a KV cache for 131,072 tokens is gigabytes.
 DEFAULT_N_CTX = 4096
-_N_UBATCH = 512  # tokens computed at once, llama.cpp's default
 
 # Where a model has this table of learned positions, one past its end aborts the whole process.
 _POSITION_TABLE = "position_embd.weight"
-
-_DECODE_ERRORS = {
-    1: "the KV cache has no room left",
-    2: "the computation was aborted",
-    -1: "the batch is invalid",
-    -2: "there is not enough memory for it",
-    -3: "the computation failed",
-}
 
 
 class LlamaCppBackend:
@@ -60,6 +52,7 @@ class LlamaCppBackend:
         self._artifact = open_artifact(path)
         self.stop_reason: StopReason | None = None
         self._cached: list[int] = []  # the tokens whose keys and values the context holds
+        self._options = options
         self._user = object()  # whose turn it is to use the context
         with ExitStack() as stack:
             self._model = open_model(self._artifact, device=options.device)
@@ -67,7 +60,7 @@ class LlamaCppBackend:
             self.vocabulary = Vocabulary(self._model)
             self.n_vocab = self.vocabulary.n_tokens
             self.n_ctx = self._choose_n_ctx(options.n_ctx)
-            self._context = _open_context(self._model, self.n_ctx, options)
+            self._context = open_context(self._model, self.n_ctx, options)
             stack.callback(lib.llama_free, self._context)
             n_cells = lib.llama_n_ctx(self._context)
             header = self._artifact.header
@@ -115,6 +108,10 @@ class LlamaCppBackend:
                 f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}; shorten it or raise --n-ctx."
             )
         return self._generate(list(prompt), params)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
+        """Yield the likeliest next token of each prompt in a context of their own; raises what that raises."""
+        return generate_together(self._model, prompts, n_predict, self._options)
 
     def reset(self) -> None:
         """Forget all that the context holds."""
@@ -189,8 +186,8 @@ class LlamaCppBackend:
 
     def _evaluate(self, tokens: list[int]) -> None:
         # In pieces, so that Ctrl-C has a place to land while a long prompt is read.
-        for start in range(0, len(tokens), _N_UBATCH):
-            piece = tokens[start : start + _N_UBATCH]
+        for start in range(0, len(tokens), N_UBATCH):
+            piece = tokens[start : start + N_UBATCH]
             flags = np.zeros(len(piece), np.int8)
             flags[-1] = start + len(piece) == len(tokens)
             self._decode(piece, flags)
@@ -203,15 +200,11 @@ class LlamaCppBackend:
             token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )  # no positions, no sequence ids: what follows in sequence 0
-        llama_log.forget()
-        code = lib.llama_decode(self._context, batch)
-        if code != 0:
+        try:
+            decode(self._context, batch)
+        except MeasureError:
             self.reset()
-            meaning = _DECODE_ERRORS.get(code, "unknown error")
-            detail = llama_log.first_error() or "no details"
-            raise MeasureError(
-                f"llama.cpp could not compute {len(ids)} tokens: {meaning} (code {code}; {detail})."
-            )
+            raise
         # After the call, so that an interrupt in between leaves too short a list, never too long a one.
         self._cached.extend(tokens)
 
@@ -232,18 +225,3 @@ class LlamaCppBackend:
             raise ArtifactError(
                 f"{self._artifact.path} is a {self._artifact.header.architecture} model, which does not continue text; use a decoder-only one."
             )
-
-
-def _open_context(model: Pointer, n_ctx: int, options: LoadOptions) -> Pointer:
-    params = lib.llama_context_default_params()
-    params.n_ctx = n_ctx
-    params.n_batch = n_ctx  # so that one decode gives all logits, in one array
-    params.n_ubatch = min(n_ctx, _N_UBATCH)
-    params.n_threads = params.n_threads_batch = options.threads
-    params.offload_kqv = params.op_offload = options.device == "cuda"
-    llama_log.forget()
-    context = lib.llama_init_from_model(model, params)
-    if not context:
-        reason = llama_log.first_error() or "llama.cpp gave no reason"
-        raise UsageError(f"a context of {n_ctx} tokens cannot be opened: {reason}; pass a smaller --n-ctx.")
-    return context

@@ -21,6 +21,9 @@ from ggtool.results import Speed, Timing
 
 Progress = Callable[[int, int], None]
 
+# Short, so that a batch times making tokens and not reading a long context for each of them.
+_BATCH_PROMPT = 32
+
 
 def parse_lengths(flag: str, text: str, *, smallest: int) -> tuple[int, ...]:
     """Read "128,512", the value of `flag`; "" is none. UsageError for what is no number or below `smallest`."""
@@ -48,12 +51,16 @@ class _Round:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One more thing to time: a prompt of n_tokens, or n_tokens made at a depth; `prompt` is what is fed."""
+    """One more thing to time: a prompt of n_tokens, or n_tokens made at a depth, of `batch` texts together.
+
+    `prompt` tokens are fed.
+    """
 
     kind: str
     n_tokens: int
     depth: int
     prompt: int
+    batch: int = 1
 
 
 def speed(
@@ -67,11 +74,13 @@ def speed(
     repetitions: int,
     prompts: Iterable[int] = (),
     depths: Iterable[int] = (),
+    batches: Iterable[int] = (),
     progress: Progress = lambda done, total: None,
 ) -> Speed:
     """Time `backend` on stretches of `tokens`; pp_tokens + tg_tokens must fit its context.
 
     prompts, depths: further lengths to time prompt processing and generation at, cut to the context and the text.
+    batches: how many texts to continue together, each after a prompt of 32 tokens.
     Raises UsageError when the text or the context is too short, MeasureError when generation ends early.
     """
     if pp_tokens + tg_tokens > backend.n_ctx:
@@ -79,6 +88,7 @@ def speed(
     if len(tokens) < pp_tokens + repetitions:
         raise UsageError(f"timing needs {pp_tokens + repetitions} tokens of text, there are {len(tokens)}.")
     stages = _stages(prompts, depths, tg_tokens, backend.n_ctx, len(tokens) - repetitions)
+    stages += _batch_stages(batches, tg_tokens, backend.n_ctx, len(tokens) - repetitions)
     total = (1 + len(stages)) * (repetitions + 1)
     rounds = []
     for index, stretch in enumerate(_stretches(tokens, pp_tokens, repetitions)):
@@ -87,7 +97,7 @@ def speed(
     timings: list[Timing] = []
     for stage in stages:
         samples = []
-        for stretch in _stretches(tokens, stage.prompt, repetitions):
+        for stretch in _stretches(tokens, stage.batch * stage.prompt, repetitions):
             samples.append(_sample(backend, stage, stretch))
             progress(len(rounds) + len(timings) * (repetitions + 1) + len(samples), total)
         timings.append(_timing(stage, samples[1:]))
@@ -134,6 +144,12 @@ def _stages(
     ]
 
 
+def _batch_stages(batches: Iterable[int], tg_tokens: int, n_ctx: int, n_text: int) -> list[_Stage]:
+    prompt = min(_BATCH_PROMPT, n_ctx - tg_tokens)
+    fits = (batch for batch in batches if batch * prompt <= n_text)
+    return [_Stage("tg", tg_tokens - 1, prompt, prompt, batch) for batch in fits]
+
+
 def _stretches(tokens: Sequence[int], length: int, repetitions: int) -> Iterator[Sequence[int]]:
     """Yield a stretch of `length` tokens for the warm-up and each repetition, no two the same."""
     for index in range(repetitions + 1):
@@ -151,7 +167,16 @@ def _sample(backend: Backend, stage: _Stage, prompt: Sequence[int]) -> float:
     """Return the seconds that one run of a stage took."""
     if stage.kind == "pp":
         return _prefill(backend, prompt)
+    if stage.batch > 1:
+        return _generate_batch(backend, prompt, stage)
     return _generate(backend, prompt, stage.n_tokens + 1)[1]
+
+
+def _generate_batch(backend: Backend, tokens: Sequence[int], stage: _Stage) -> float:
+    """Return the seconds from the first new tokens of all texts to the last."""
+    prompts = [tokens[at : at + stage.prompt] for at in range(0, len(tokens), stage.prompt)]
+    moments = [time.perf_counter() for _ in backend.generate_batch(prompts, stage.n_tokens + 1)]
+    return moments[-1] - moments[0]
 
 
 def _prefill(backend: Backend, prompt: Sequence[int]) -> float:
@@ -172,15 +197,17 @@ def _generate(backend: Backend, prompt: Sequence[int], tg_tokens: int) -> tuple[
 
 
 def _timing(stage: _Stage, samples: Sequence[float]) -> Timing:
-    low, high = _rates(stage.n_tokens, samples)
+    n_tokens = stage.batch * stage.n_tokens
+    low, high = _rates(n_tokens, samples)
     return Timing(
         kind=stage.kind,
         n_tokens=stage.n_tokens,
         depth=stage.depth,
-        ts=stage.n_tokens / statistics.median(samples),
+        ts=n_tokens / statistics.median(samples),
         ts_p5=low,
         ts_p95=high,
         samples_s=tuple(samples),
+        batch=stage.batch,
     )
 
 

@@ -114,6 +114,14 @@ def test_greedy_generation_is_an_argmax_loop_without_a_cache(name: str, tiny_gpt
     assert got == want[len(TOKENS) :]
 
 
+def test_texts_made_together_are_those_made_alone(fp32: HuggingFaceBackend):
+    prompts = [TOKENS[at : at + 6] for at in (0, 3, 5)]
+    together = list(fp32.generate_batch(prompts, 6))
+    params = SamplingParams(n_predict=6, temperature=0, ignore_eos=True)
+    alone = [list(fp32.generate(prompt, params)) for prompt in prompts]
+    assert [list(text) for text in zip(*together, strict=True)] == alone
+
+
 def test_generation_streams_and_two_can_take_turns(fp32: HuggingFaceBackend):
     alone = list(fp32.generate(TOKENS, GREEDY))
     one, other = fp32.generate(TOKENS, GREEDY), fp32.generate(TOKENS[:4], GREEDY)

@@ -132,6 +132,15 @@ def test_greedy_generation_follows_the_likeliest_tokens(backend, ids) -> None:
     assert logits.argmax(axis=1).tolist() == text[10:]
 
 
+def test_texts_made_together_are_those_made_alone(backend, ids) -> None:
+    prompts = [ids[at : at + 12] for at in (0, 30, 61)]
+    together = list(backend.generate_batch(prompts, 6))
+    params = SamplingParams(n_predict=6, temperature=0, ignore_eos=True)
+    alone = [list(backend.generate(prompt, params)) for prompt in prompts]
+    assert [list(text) for text in zip(*together, strict=True)] == alone
+    assert len(set(map(tuple, alone))) > 1
+
+
 def test_a_prompt_longer_than_one_piece_is_read_whole(tiny, ids) -> None:
     backend = load(tiny.path, 1024)
     first = next(backend.generate(ids[:700], GREEDY))

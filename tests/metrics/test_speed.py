@@ -39,6 +39,13 @@ class SleepingBackend:
                 time.sleep(TOKEN_S)
             yield index
 
+    def generate_batch(self, prompts, n_predict):
+        self.prompts += map(tuple, prompts)
+        time.sleep(PREFILL_S * len(prompts))
+        for index in range(n_predict):
+            time.sleep(TOKEN_S * bool(index))
+            yield [index] * len(prompts)
+
 
 def timed(backend, **changes):
     settings = {"pp_tokens": 16, "tg_tokens": 5, "repetitions": 3} | changes
@@ -106,3 +113,17 @@ def test_the_record_comes_back_from_json_as_it_was() -> None:
     old = {"pp_ts": 1.0, "tg_ts": 2.0, "ttft_s": 0.1, "load_s": 1.0, "pp_tokens": 8, "tg_tokens": 4}
     old |= {"tg_depth": 8, "repetitions": 1, "threads": 2, "pp_samples_s": [8.0]}
     assert part_from_dict("speed", old).timings == ()
+
+
+def test_a_batch_counts_the_tokens_of_all_its_texts() -> None:
+    backend = SleepingBackend()
+    result = timed(backend, batches=(2, 4, 1000))
+    assert [timing.batch for timing in result.timings] == [2, 4]  # the text has no 1000 prompts
+    for timing in result.timings:
+        assert (timing.kind, timing.n_tokens, timing.depth) == ("tg", 4, 32)
+        assert len(timing.samples_s) == 3
+        assert 0.5 * timing.batch / TOKEN_S < timing.ts <= timing.batch / TOKEN_S
+    fed = backend.prompts[-4 * 4 :]
+    assert len(set(fed)) == 4 * 4
+    assert all(len(prompt) == 32 for prompt in fed)
+    assert part_from_dict("speed", json.loads(json.dumps(asdict(result)))) == result

@@ -68,9 +68,7 @@ def test_tensor_types_are_those_of_the_file(tiny_gpt2: Path, tmp_path: Path):
     done = run_formats(tiny_gpt2, "gguf-q4_k_m", "--json")
     assert done.returncode == 0, done.stderr
     said = {row["names"][0]: (row["shape"], row["held_as"]) for row in json.loads(done.stdout)}
-    made = {
-        tensor.name: (list(tensor.shape), tensor.type_name) for tensor in read_header(path).tensors
-    }
+    made = {tensor.name: (list(tensor.shape), tensor.type_name) for tensor in read_header(path).tensors}
     assert said == made
     assert len({kind for _, kind in said.values()}) > 1
 
