@@ -37,6 +37,7 @@ def records(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[E
         repetitions=2,
         speed_prompts=(16, 512),
         speed_depths=(0,),
+        speed_batches=(2,),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGTOOL_CACHE", str(folder / "cache"))
@@ -56,8 +57,8 @@ def test_so_many_tokens_are_scored_on_every_runtime(records: list[EvalRecord]) -
 def test_a_record_keeps_every_length_and_every_kind_of_memory(records: list[EvalRecord]) -> None:
     for record in records:
         assert record.speed is not None
-        found = [(one.kind, one.n_tokens, one.depth) for one in record.speed.timings]
-        assert found == [("pp", 16, 0), ("pp", 64, 0), ("tg", 31, 0)]
+        found = [(one.kind, one.n_tokens, one.depth, one.batch) for one in record.speed.timings]
+        assert found == [("pp", 16, 0, 1), ("pp", 64, 0, 1), ("tg", 31, 0, 1), ("tg", 31, 32, 2)]
         assert all(one.ts > 0 and len(one.samples_s) == 2 for one in record.speed.timings)
         held = record.memory
         assert held is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -94,14 +95,23 @@ def load_named(name: str, samples: int) -> Text:
     named = NAMED[name]
     datasets.disable_progress_bars()
     try:
-        rows = _rows(datasets.load_dataset(named.repo_id, named.config, **_options(named)), named.column)
-        text = named.join(first(named.samples(rows), samples or named.default_samples))
+        text = _read(named, samples or named.default_samples)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(
             f"the corpus {name} ({named.repo_id}) is not in the cache and could not be fetched: {reason}."
         ) from None
+    finally:
+        # A stream that was left unread is a cycle; freed as late as the interpreter's end, Arrow's threads abort it.
+        gc.collect()
     return make_text(name, named.revision, text)
+
+
+def _read(named: NamedCorpus, samples: int) -> str:
+    import datasets
+
+    rows = _rows(datasets.load_dataset(named.repo_id, named.config, **_options(named)), named.column)
+    return named.join(first(named.samples(rows), samples))
 
 
 def _options(named: NamedCorpus) -> dict[str, Any]:

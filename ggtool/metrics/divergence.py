@@ -20,12 +20,9 @@ import numpy.typing as npt
 
 from ggtool.backends import Backend, Logits
 from ggtool.errors import MeasureError
-from ggtool.metrics.perplexity import ROWS_AT_ONCE, Losses, Softmax, TokenIds, window_ids
+from ggtool.metrics.perplexity import BLOCK_ROWS, ROWS_AT_ONCE, Losses, Softmax, TokenIds, window_ids
 from ggtool.metrics.windows import Window
 from ggtool.results import Divergence
-
-# Positions whose logits the two models hold at a time: 13 MB each for GPT-2's vocabulary, and still a matrix product.
-BLOCK_ROWS = 64
 
 Progress = Callable[[int, int], None]
 

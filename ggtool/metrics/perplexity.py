@@ -21,6 +21,8 @@ from ggtool.results import Perplexity
 
 # Rows of logits worked on at once: a few MB even for a vocabulary of 250,000, so that they stay in cache.
 ROWS_AT_ONCE = 16
+# Positions whose logits a model holds at a time: 13 MB for GPT-2's vocabulary, and still a matrix product.
+BLOCK_ROWS = 64
 _LARGEST_EXPONENT = 100.0
 
 Losses = npt.NDArray[np.float64]
@@ -55,8 +57,12 @@ def token_losses(
     losses = []
     for index, window in enumerate(windows):
         ids = window_ids(tokens, window, bos)
-        logits = backend.logits(ids[:-1].tolist(), window.first - 1)
-        losses.append(negative_log_likelihood(logits, ids[window.first :]))
+        targets = ids[window.first :]
+        blocks = backend.logit_blocks(ids[:-1].tolist(), window.first - 1, BLOCK_ROWS)
+        losses += [
+            negative_log_likelihood(block, targets[at * BLOCK_ROWS :][: len(block)])
+            for at, block in enumerate(blocks)
+        ]
         progress(index + 1, len(windows))
     return np.concatenate(losses)
 

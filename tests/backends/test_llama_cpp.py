@@ -101,6 +101,16 @@ def test_logits_are_a_view_and_every_call_begins_anew(backend, ids) -> None:
     assert np.array_equal(backend.logits(ids[:20]), kept)
 
 
+@pytest.mark.parametrize(("start", "n_rows"), [(0, 64), (300, 64), (511, 100), (512, 7), (699, 1)])
+def test_logits_in_blocks_are_the_logits(tiny, ids, start, n_rows) -> None:
+    backend = load(tiny.path, 1024)
+    whole = backend.logits(ids[:700], start).copy()
+    blocks = [block.copy() for block in backend.logit_blocks(ids[:700], start, n_rows)]
+    assert {len(block) for block in blocks[:-1]} <= {n_rows}
+    assert np.array_equal(np.concatenate(blocks), whole)
+    backend.close()
+
+
 def test_what_cannot_be_computed_is_refused_and_the_backend_lives_on(backend, ids) -> None:
     kept = backend.logits(ids[:20]).copy()
     for tokens, start in ((ids[:257], 0), ([], 0), (ids[:5], 5)):
