@@ -62,7 +62,11 @@ def chat(
 ) -> None:
     """Talk to a model; tokens stream as they are made. A base model continues your text.
 
-    Examples: [bold]ggtool chat models/gpt2.gguf[/bold]   [bold]echo "The city of Paris" | ggtool chat FILE[/bold]
+    Examples:
+
+    [bold]ggtool chat models/gpt2.gguf[/bold]
+
+    [bold]echo "The city of Paris" | ggtool chat FILE[/bold]
     """
     from ggtool.chat import run_chat
 

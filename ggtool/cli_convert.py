@@ -102,8 +102,13 @@ def convert(
 ) -> None:
     """Convert a Hugging Face checkpoint to GGUF, in every quant type asked for, in one pass.
 
-    Examples: [bold]ggtool convert --model ./my-gpt2 --qtype q8_0,q4_k_m[/bold]
-    [bold]ggtool convert --qtype iq3_xxs --calibration text.txt[/bold]   [bold]ggtool convert --dry-run[/bold]
+    Examples:
+
+    [bold]ggtool convert --model ./my-gpt2 --qtype q8_0,q4_k_m[/bold]
+
+    [bold]ggtool convert --qtype iq3_xxs --calibration text.txt[/bold]
+
+    [bold]ggtool convert --dry-run[/bold]
     """
     from ggtool.commands.convert import Request, run
 

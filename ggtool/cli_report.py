@@ -46,7 +46,11 @@ def report(
 ) -> None:
     """Write a report of measured formats: one HTML page that works offline, PDF, Markdown, figures.
 
-    Examples: [bold]ggtool report results.jsonl -o report[/bold]   [bold]ggtool report --model ./my-gpt2[/bold]
+    Examples:
+
+    [bold]ggtool report results.jsonl -o report[/bold]
+
+    [bold]ggtool report --model ./my-gpt2[/bold]
     """
     from ggtool.commands.report import run
 
