@@ -31,6 +31,8 @@ def nan(options):
         def __getattr__(self, name): return getattr(self.real, name)
         def logits(self, *args, **kwargs):
             return np.full_like(self.real.logits(*args, **kwargs), np.nan)
+        def logit_blocks(self, *args, **kwargs):
+            return (np.full_like(block, np.nan) for block in self.real.logit_blocks(*args, **kwargs))
     return Nan
 
 WAYS = {ways}

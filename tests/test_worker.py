@@ -28,6 +28,8 @@ class Fake:
     def logits(self, tokens, start=0):
         {logits}
         return np.zeros((len(tokens) - start, 8), np.float32)
+    def logit_blocks(self, tokens, start, n_rows):
+        yield self.logits(tokens, start)
     def reset(self): pass
     def footprint(self): return Footprint(80, 10, 1, 2)
     def kv_cache_bytes(self): return 0

@@ -1,7 +1,6 @@
-"""Timing against a backend whose cost is known: it sleeps."""
+"""Timing against a backend whose cost is known: it moves the clock itself."""
 
 import json
-import time
 from dataclasses import asdict
 
 import pytest
@@ -11,6 +10,26 @@ from ggtool.metrics.speed import lengths, parse_lengths, speed
 from ggtool.results import part_from_dict
 
 PREFILL_S, TOKEN_S = 0.02, 0.005
+
+
+class Clock:
+    """What the metric takes for `time`."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+time = Clock()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggtool.metrics.speed.time", time)
 
 
 class SleepingBackend:
@@ -54,10 +73,9 @@ def timed(backend, **changes):
 
 def test_rates_are_tokens_over_the_time_of_their_own_stage() -> None:
     result = timed(SleepingBackend())
-    # Sleeping may take longer than asked for, never less.
-    assert 0.5 * 16 / PREFILL_S < result.pp_ts <= 16 / PREFILL_S
-    assert 0.5 / TOKEN_S < result.tg_ts <= 1 / TOKEN_S
-    assert PREFILL_S <= result.ttft_s < 2 * PREFILL_S
+    assert result.pp_ts == pytest.approx(16 / PREFILL_S)
+    assert result.tg_ts == pytest.approx(1 / TOKEN_S)
+    assert result.ttft_s == pytest.approx(PREFILL_S)
     assert result.load_s == 1.5
 
 
@@ -90,12 +108,12 @@ def test_other_lengths_are_timed_each_for_itself() -> None:
     for one in result.timings:
         assert len(one.samples_s) == 3
         cost = PREFILL_S if one.kind == "pp" else one.n_tokens * TOKEN_S
-        assert 0.5 * one.n_tokens / cost < one.ts <= one.n_tokens / cost
-        assert one.ts_p5 <= one.ts <= one.ts_p95
+        assert one.ts == pytest.approx(one.n_tokens / cost)
+        assert one.ts_p5 == pytest.approx(one.ts_p95)
     assert {1, 16, 20, 59} == {len(prompt) for prompt in backend.prompts}
     assert result.pp_ts_p5 is not None
     assert result.pp_ts_p95 is not None
-    assert result.pp_ts_p5 <= result.pp_ts <= result.pp_ts_p95
+    assert result.pp_ts_p5 == pytest.approx(result.pp_ts_p95)
 
 
 def test_lengths_that_are_none_are_refused() -> None:
@@ -122,7 +140,7 @@ def test_a_batch_counts_the_tokens_of_all_its_texts() -> None:
     for timing in result.timings:
         assert (timing.kind, timing.n_tokens, timing.depth) == ("tg", 4, 32)
         assert len(timing.samples_s) == 3
-        assert 0.5 * timing.batch / TOKEN_S < timing.ts <= timing.batch / TOKEN_S
+        assert timing.ts == pytest.approx(timing.batch / TOKEN_S)
     fed = backend.prompts[-4 * 4 :]
     assert len(set(fed)) == 4 * 4
     assert all(len(prompt) == 32 for prompt in fed)
