@@ -1,6 +1,6 @@
 """Throughput and memory of ggtool's measuring against llama-perplexity and a plain transformers loop, in turn.
 
-    python scripts/bench/evaluate.py MODEL TEXT [--chunks 20] [--pairs 5] [--threads 2] [--json]
+    python scripts/bench/evaluate.py MODEL TEXT [--chunks 20] [--n-ctx 512] [--pairs 5] [--threads 2] [--json]
 
 MODEL is a GPT-2-like checkpoint folder, TEXT a text file. Three comparisons, each as pairs of fresh processes, one
 after the other, medians compared:
@@ -27,8 +27,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-N_CTX = 512
-
 
 @dataclass(frozen=True)
 class Run:
@@ -38,18 +36,25 @@ class Run:
     peak_rss: int
 
 
-def score(backend: str, paths: list[Path], checkpoint: Path, text: Path, chunks: int, threads: int) -> float:
+def encode(checkpoint: Path, text: Path, out: Path) -> None:
+    """Write the token ids, in a process of its own as `ggtool eval` does it: the text is no part of a child's memory."""
+    from ggtool.corpus import tokenize
+    from ggtool.source import resolve
+
+    tokenize(text.read_text(encoding="utf-8"), resolve(str(checkpoint), None, lambda _: None)).save(out)
+
+
+def score(backend: str, paths: list[Path], ids: Path, n_ctx: int, chunks: int, threads: int) -> float:
     """Score with the model in paths[0], against the one in paths[1] if there is one; return the seconds of it."""
     from ggtool.backends import LoadOptions, open_backend
-    from ggtool.corpus import tokenize
+    from ggtool.corpus import Tokens
     from ggtool.formats import find_backend
     from ggtool.metrics import divergence, perplexity
     from ggtool.metrics.windows import cut
-    from ggtool.source import resolve
 
-    tokens = tokenize(text.read_text(encoding="utf-8"), resolve(str(checkpoint), None, lambda _: None))
-    windows = cut("llama", len(tokens.ids), N_CTX, n_chunks=chunks)
-    models = [open_backend(find_backend(backend), path, LoadOptions(N_CTX, threads)) for path in paths]
+    tokens = Tokens.load(ids)
+    windows = cut("llama", len(tokens.ids), n_ctx, n_chunks=chunks)
+    models = [open_backend(find_backend(backend), path, LoadOptions(n_ctx, threads)) for path in paths]
     started = time.perf_counter()
     if len(models) == 1:
         losses = perplexity.token_losses(models[0], tokens.ids, windows, bos=tokens.bos)
@@ -60,19 +65,21 @@ def score(backend: str, paths: list[Path], checkpoint: Path, text: Path, chunks:
     return seconds
 
 
-def plain_loop(checkpoint: Path, text: Path, chunks: int, threads: int) -> float:
+def plain_loop(checkpoint: Path, ids: Path, n_ctx: int, chunks: int, threads: int) -> float:
     """Return the seconds of the loop that people write, with the protocol's labels."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    from ggtool.corpus import Tokens
 
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(checkpoint)(text.read_text(encoding="utf-8")).input_ids
+    stream = Tokens.load(ids).ids
     started, losses = time.perf_counter(), []
     for index in range(chunks):
-        window = torch.tensor([ids[index * N_CTX : (index + 1) * N_CTX]])
+        window = torch.tensor(stream[None, index * n_ctx : (index + 1) * n_ctx], dtype=torch.long)
         labels = window.clone()
-        labels[:, : N_CTX // 2 + 1] = -100
+        labels[:, : n_ctx // 2 + 1] = -100
         with torch.inference_mode():
             losses.append(float(model(window, labels=labels).loss))
     seconds = time.perf_counter() - started
@@ -82,18 +89,27 @@ def plain_loop(checkpoint: Path, text: Path, chunks: int, threads: int) -> float
 
 def child(flags: argparse.Namespace) -> None:
     """Do what --child names and print seconds and peak RSS."""
+    paths, settings = [Path(path) for path in flags.files], (flags.n_ctx, flags.chunks, flags.threads)
     if flags.child == "loop":
-        seconds = plain_loop(flags.model, flags.text, flags.chunks, flags.threads)
+        seconds = plain_loop(flags.model, flags.ids, *settings)
     else:
-        paths = [Path(path) for path in flags.files]
-        seconds = score(flags.child, paths, flags.model, flags.text, flags.chunks, flags.threads)
+        seconds = score(flags.child, paths, flags.ids, *settings)
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 
 
 def ours(flags: argparse.Namespace, what: str, *files: Path) -> Run:
     """Run this script as a child that does `what`: a backend's name, or "loop"."""
-    command = [sys.executable, __file__, flags.model, flags.text, "--child", what, "--files", *files]
-    command += ["--chunks", flags.chunks, "--threads", flags.threads]
+    command = [sys.executable, __file__, flags.model, flags.text, "--child", what, "--ids", flags.ids]
+    command += [
+        "--n-ctx",
+        flags.n_ctx,
+        "--chunks",
+        flags.chunks,
+        "--threads",
+        flags.threads,
+        "--files",
+        *files,
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(flags.threads)}
     done = subprocess.run(
         [str(word) for word in command], stdout=subprocess.PIPE, env=environment, check=True, text=True
@@ -106,7 +122,7 @@ def llama(flags: argparse.Namespace, tools: str, *words: object) -> Run:
     command = [
         Path(tools) / "llama-perplexity",
         "-c",
-        N_CTX,
+        flags.n_ctx,
         "-t",
         flags.threads,
         "--chunks",
@@ -137,12 +153,17 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--chunks", type=int, default=20)
+    parser.add_argument("--n-ctx", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--ids", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--files", nargs="*", default=[], help=argparse.SUPPRESS)
     flags = parser.parse_args()
+    if flags.child == "encode":
+        encode(flags.model, flags.text, flags.ids)
+        return
     if flags.child:
         child(flags)
         return
@@ -159,6 +180,9 @@ def compare(flags: argparse.Namespace, tools: str, folder: Path) -> None:
     subprocess.run([str(word) for word in [*convert, "--qtype", "f16,q4_k_m"]], check=True)
     f16, q4 = (next(folder.glob(f"*-{qtype}.gguf")) for qtype in ("F16", "Q4_K_M"))
     text, base = ("-f", flags.text), folder / "base.kld"
+    flags.ids = folder / "ids.npz"
+    command = [sys.executable, __file__, flags.model, flags.text, "--child", "encode", "--ids", flags.ids]
+    subprocess.run([str(word) for word in command], check=True)
     gguf = [(ours(flags, "gguf-f16", f16), llama(flags, tools, "-m", f16, *text)) for _ in range(flags.pairs)]
     hf = [(ours(flags, "hf-fp32", flags.model), ours(flags, "loop")) for _ in range(flags.pairs)]
     ours_kld = ours(flags, "gguf-q4_k_m", q4, f16)
@@ -183,7 +207,7 @@ def compare(flags: argparse.Namespace, tools: str, folder: Path) -> None:
 
 def throughput(what: str, pairs: list[tuple[Run, Run]], flags: argparse.Namespace) -> dict[str, object]:
     """Return the row of a comparison of speeds; every window's tokens count, scored or not."""
-    n_tokens = flags.chunks * N_CTX
+    n_tokens = flags.chunks * flags.n_ctx
     mine, other = (statistics.median(n_tokens / pair[side].seconds for pair in pairs) for side in (0, 1))
     return {
         "what": what, "chunks": flags.chunks, "pairs": flags.pairs, "threads": flags.threads,
