@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ggtool.commands.console import Update
+from ggtool.errors import MeasureError
 from ggtool.formats import Format
 from ggtool.mixing import CHUNK_TOKENS, DEFAULT_CHUNKS, choose_mix
 from ggtool.packing import read_calibration
@@ -30,14 +31,17 @@ def run_mix(
 ) -> dict[str, object]:
     """Save the mix of at most `fmt.bits` bits per weight that loses least of the text as `out`, and return its facts."""
     calibration = read_calibration(source, text, n_chunks, default=DEFAULT_CHUNKS, n_tokens=CHUNK_TOKENS)
-    mix = choose_mix(
-        source,
-        fmt.bits,
-        calibration,
-        device=device,
-        threads=threads,
-        progress=partial(update, "measuring sensitivity"),
-    )
+    try:
+        mix = choose_mix(
+            source,
+            fmt.bits,
+            calibration,
+            device=device,
+            threads=threads,
+            progress=partial(update, "measuring sensitivity"),
+        )
+    except KeyboardInterrupt:
+        raise MeasureError("stopped; nothing was saved, and the measurements begin anew.") from None
     # torch is imported here: a target that cannot be met is refused before the seconds that takes.
     import torch
 

@@ -52,6 +52,14 @@ class Survey:
     other_bytes: int
 
 
+def float_model(folder: Path, device: Device) -> PreTrainedModel:
+    """Return the float32 model of `folder`, read tensor after tensor. Raises SourceError as `load_packed` does."""
+    refuse_quantized(folder)
+    model = skeleton(folder)
+    fill(model, match_tensors(folder, model), device)
+    return model.to(device)
+
+
 def survey(
     folder: Path, chunks: Tensor, device: Device, progress: Progress = lambda done, total: None
 ) -> Survey:
@@ -60,10 +68,7 @@ def survey(
     chunks: token ids (n_chunks, n_ctx). Memory is taken for the float model, its largest matrix once more, and the
     hidden states of the chunks. Raises SourceError as `load_packed` does, MeasureError as `measure_divergences`.
     """
-    refuse_quantized(folder)
-    model = skeleton(folder)
-    fill(model, match_tensors(folder, model), device)
-    model.to(device)
+    model = float_model(folder, device)
     quantizers = {name: make_quantizer(name) for name in CANDIDATES}
     measured = {name: quantizers[name] for name in MEASURED}
     matrices = select(find_matrices(model), ALL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,51 @@ def test_a_mix_of_one_format_is_that_format(tiny_gpt2: Path):
     ours, theirs = mixed.state_dict(), uniform.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from ggtool.quantizers.components import find_matrices
+from ggtool.quantizers.mixed import float_model, measure_divergences
+from ggtool.quantizers.saved import make_quantizer
+torch.set_num_threads(1)
+quantizers = {"scratch-int3": make_quantizer("scratch-int3")}
+chunks = torch.arange(128).view(1, 128) % 200
+def measure(folder):
+    model = float_model(Path(folder), "cpu")
+    matrices = find_matrices(model)
+    measure_divergences(model, [matrices[0], matrices[-1]], quantizers, chunks)
+measure(sys.argv[1])  # what libraries import and allocate at their first use
+rss = lambda key: 1024 * int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1])
+open("/proc/self/clear_refs", "w").write("5")
+before = rss("VmRSS")
+measure(sys.argv[2])
+print(rss("VmHWM") - before)
+"""
+
+
+def test_measuring_takes_little_more_than_the_float_model(tmp_path: Path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"small": (200, 64, 1), "model": (16000, 768, 4)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, (n_vocab, width, n_layer) in sizes.items():
+            config = GPT2Config(
+                vocab_size=n_vocab, n_embd=width, n_layer=n_layer, n_positions=128, n_head=width // 64
+            )
+            model = GPT2LMHeadModel(config)
+            model.save_pretrained(tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    held = 4 * sum(parameter.numel() for parameter in model.parameters())
+    largest = 4 * 16000 * 768
+    pieces = 64 * 2**20  # logits, log-probabilities and what a search makes, a few rows at a time
+    assert held > 2 * pieces
+    assert int(done.stdout) <= held + largest + pieces
