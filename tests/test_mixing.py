@@ -14,6 +14,7 @@ from tiny_models import TEXT
 
 from ggtool import mixing
 from ggtool.chat.files import find_model
+from ggtool.commands import modules
 from ggtool.commands.quantize import Request as QuantizeRequest
 from ggtool.commands.quantize import run as quantize
 from ggtool.errors import MeasureError, UsageError
@@ -89,10 +90,14 @@ def test_a_mix_fits_and_loses_less_than_one_format(mixed: Path, tiny_gpt2: Path,
     assert find_model(mixed, Path("models")) == mixed
 
 
-def test_each_matrix_says_its_own_format(mixed: Path):
-    stored = {one.names[0]: one.quantizer for one in read_facts(mixed).matrices}
-    assert len(stored) == 9
-    assert len(set(stored.values())) > 1
+def test_each_matrix_says_its_own_format(mixed: Path, capsys: pytest.CaptureFixture[str]):
+    modules.run(None, None, str(mixed), as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["names"], row["held_as"]) for row in rows] == [
+        (list(one.names), one.quantizer) for one in read_facts(mixed).matrices
+    ]
+    assert len(rows) == 9
+    assert len({row["held_as"] for row in rows}) > 1
 
 
 def test_another_target_measures_nothing(
