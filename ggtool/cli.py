@@ -64,7 +64,7 @@ def formats(
         typer.Option(
             "--backend",
             "-b",
-            help="List what each matrix of --model is held as in this format, e.g. scratch-int8:attn.",
+            help="List what each matrix of --model is held as in this format, e.g. scratch-int8:attn, or in a saved model.",
             show_default=False,
         ),
     ] = None,

@@ -29,14 +29,22 @@ def _option(flag: str, help_: str, **limits: Any) -> Any:
 
 def quantize(
     backend: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--backend",
             "-b",
             help="A from-scratch format, e.g. scratch-iq4, scratch-int8:attn or scratch-gptq4.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(
+            "--target-bpw",
+            help="Instead: a format for each matrix, so that the model has so many bits per weight and loses least of --calibration.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     out: Annotated[
@@ -80,6 +88,7 @@ def quantize(
     """Quantize a checkpoint from scratch and save it packed, as a folder that eval, chat and generate open.
 
     Examples: [bold]ggtool quantize --model ./my-gpt2 --backend scratch-iq4 --out ./my-gpt2-iq4[/bold]
+    [bold]ggtool quantize --model ./my-gpt2 --target-bpw 4 --calibration text.txt[/bold]
     [bold]ggtool quantize --model ./my-gpt2 --backend scratch-ternary --qat --data text.txt --minutes 10[/bold]
     """
     from ggtool.commands.quantize import Request, Training, run
@@ -101,6 +110,7 @@ def quantize(
         raise UsageError("--qat trains on a text: pass --data TEXT.")
     request = Request(
         backend=backend,
+        target_bpw=target_bpw,
         model=model,
         revision=revision,
         out=out,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Task = Literal["tokenize", "pack", "quality", "speed", "memory", "continue"]
+Task = Literal["tokenize", "pack", "survey", "quality", "speed", "memory", "continue"]
 # What is measured of every target, in this order: quality brings the file into the page cache.
 TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 
@@ -15,8 +15,8 @@ TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 class Job:
     """What a child needs to know. Paths are absolute; formats are the fields of a Format.
 
-    tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize; for the task pack an .npy
-    file of ids (n_chunks, n_ctx) to calibrate on.
+    tokens: an .npz file of `ggtool.corpus.Tokens`, read, or written by the task tokenize; for the tasks pack and
+    survey an .npy file of ids (n_chunks, n_ctx) to calibrate on.
     components: the selector of a from-scratch format.
     text: a file to tokenize with the GGUF's own vocabulary and compare with `tokens`; empty to skip.
     max_tokens: how many of the text's tokens `tokens` holds; 0 is all.

@@ -41,6 +41,8 @@ def measure(job: Job, progress: Progress) -> Outcome:
         return _continue(runtime, job, progress)
     if job.task == "pack":
         return _pack(job, progress)
+    if job.task == "survey":
+        return _survey(job, progress)
     tokens = Tokens.load(Path(job.tokens))
     if job.task == "quality":
         _check_vocabulary(runtime, job, tokens)
@@ -166,6 +168,17 @@ def _pack(job: Job, progress: Progress) -> Outcome:
     )
     save_quantized(model, Path(job.out), QuantizedFacts(**job.facts), Path(job.path), force=job.force)
     return Outcome({}, {}, {})
+
+
+def _survey(job: Job, progress: Progress) -> Outcome:
+    """Measure what each matrix of a checkpoint loses in each format."""
+    import torch
+
+    from ggtool.quantizers.mixed import survey
+
+    torch.set_num_threads(job.threads)
+    chunks = torch.from_numpy(np.load(job.tokens)).long()
+    return Outcome(asdict(survey(Path(job.path), chunks, job.device, progress)), {}, {})
 
 
 def _check_vocabulary(runtime: Any, job: Job, tokens: Tokens) -> None:

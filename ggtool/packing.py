@@ -49,22 +49,29 @@ class Calibration:
         return digest.hexdigest()
 
 
-def read_calibration(source: ModelSource, data: Path, n_chunks: int | None = None) -> Calibration:
-    """Cut the text file `data` into chunks of 1024 tokens, or as many as the model was trained on if that is less.
+def read_calibration(
+    source: ModelSource,
+    data: Path,
+    n_chunks: int | None = None,
+    *,
+    default: int = DEFAULT_CHUNKS,
+    n_tokens: int = CHUNK_TOKENS,
+) -> Calibration:
+    """Cut the text file `data` into chunks of `n_tokens`, or as many as the model was trained on if that is less.
 
-    n_chunks: how many, spread evenly over the text, None for 128, 0 for all there are; of a short text, all there are.
+    n_chunks: how many, spread evenly over the text, None for `default`, 0 for all there are; of a short text, all there are.
     Raises UsageError for a file that is no text, or one too short.
     """
     text = read_text(data)
     tokens = corpus.tokenize(text, source)
-    n_tokens = len(tokens.ids)
-    if n_tokens < _LEAST_TOKENS:
-        raise UsageError(f"{data} has {n_tokens} tokens; calibrating takes {_LEAST_TOKENS} at least.")
-    n_ctx = min(CHUNK_TOKENS, _trained_n_ctx(source), n_tokens)
-    wanted = DEFAULT_CHUNKS if n_chunks is None else n_chunks
-    available = n_tokens // n_ctx
+    total = len(tokens.ids)
+    if total < _LEAST_TOKENS:
+        raise UsageError(f"{data} has {total} tokens; calibrating takes {_LEAST_TOKENS} at least.")
+    n_ctx = min(n_tokens, _trained_n_ctx(source), total)
+    wanted = default if n_chunks is None else n_chunks
+    available = total // n_ctx
     count = min(wanted or available, available)
-    starts = np.linspace(0, n_tokens - n_ctx, count).astype(int) if count > 1 else [0]
+    starts = np.linspace(0, total - n_ctx, count).astype(int) if count > 1 else [0]
     chunks = np.stack([tokens.ids[start : start + n_ctx] for start in starts])
     if tokens.bos is not None:
         chunks[:, 0] = tokens.bos

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ggtool.allocation import Choice, allocate
 from ggtool.atomic import atomic_output
 from ggtool.cache import gguf_cache
 from ggtool.calibration import full_precision, read_text
 from ggtool.checkpoint import read_json
 from ggtool.convert import plan
-from ggtool.convert.allocation import Choice, allocate
 from ggtool.convert.distortion import measure_errors
 from ggtool.convert.ggml import row_bytes
 from ggtool.convert.header import aligned

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "ggtool"
 LAYERS = {
     0: {"", "errors", "formats", "results", "atomic", "environment", "cache", "facts"},
     1: {
+        "allocation",
         "quantized_folder",
         "checkpoint",
         "pickled",
@@ -25,6 +26,7 @@ LAYERS = {
         "calibration",
         "sensitivity",
         "targeting",
+        "mixing",
         "job",
         "measure",
         "worker",

@@ -14,6 +14,7 @@ from ggtool.convert import plan_tensors
 from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.plan import choose_device
+from ggtool.quantized_folder import read_facts
 from ggtool.source import ModelSource, resolve
 from ggtool.spec import Spec, parse_backend
 
@@ -28,14 +29,9 @@ class Row:
 
 
 def run(model: str | None, revision: str | None, backend: str, *, as_json: bool) -> None:
-    """Print what each matrix of a model, or each tensor of its GGUF file, is held as; no weight is read."""
+    """Print what each matrix of a model, or each tensor of its GGUF file, is or would be held as; no weight is read."""
     spec = parse_backend(backend)
-    if isinstance(spec.what, Path):
-        raise UsageError(
-            f"{backend} is a file; a format's name belongs after --backend, such as gguf-q4_k_m."
-        )
-    source = resolve(model, revision, notifier(quiet=False))
-    rows = _tensors(source, spec, spec.what) if spec.what.container == "gguf" else _matrices(source, spec)
+    rows = _saved(spec.what) if isinstance(spec.what, Path) else _planned(model, revision, spec, spec.what)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
@@ -43,6 +39,20 @@ def run(model: str | None, revision: str | None, backend: str, *, as_json: bool)
     for row in rows:
         table.add_row(" = ".join(row.names), " x ".join(map(str, row.shape)), row.held_as)
     stdout().print(table)
+
+
+def _saved(path: Path) -> list[Row]:
+    """Return the matrices of a model that `ggtool quantize` saved, as its config has them."""
+    if not path.is_dir():
+        raise UsageError(
+            f"{path} is a file; a format's name belongs after --backend, such as gguf-q4_k_m, or a saved model's folder."
+        )
+    return [Row(one.names, one.shape, one.quantizer) for one in read_facts(path).matrices]
+
+
+def _planned(model: str | None, revision: str | None, spec: Spec, fmt: Format) -> list[Row]:
+    source = resolve(model, revision, notifier(quiet=False))
+    return _tensors(source, spec, fmt) if fmt.container == "gguf" else _matrices(source, spec)
 
 
 def _tensors(source: ModelSource, spec: Spec, fmt: Format) -> list[Row]:

@@ -1,4 +1,4 @@
-"""`ggtool quantize`: one checkpoint, one from-scratch format, one folder that stands alone."""
+"""`ggtool quantize`: one checkpoint, one from-scratch format or a mix of them, one folder that stands alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from ggtool.atomic import refuse_existing_folder
 from ggtool.commands.console import Update, notifier, progress_bar, stderr, stdout
+from ggtool.commands.mix import run_mix
 from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
 from ggtool.formats import Format
+from ggtool.mixing import mix_format
 from ggtool.packing import make_packed, read_calibration
 from ggtool.plan import choose_device
 from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
+from ggtool.quantizers.selectors import ALL
 from ggtool.results import label
 from ggtool.source import ModelSource, resolve
 from ggtool.spec import Spec, check_calibration, parse_backend
@@ -45,9 +48,10 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The flags of one call, as typed; training None quantizes after training."""
+    """The flags of one call, as typed: a backend or a target; training None quantizes after training."""
 
-    backend: str
+    backend: str | None = None
+    target_bpw: float | None = None
     model: str | None = None
     revision: str | None = None
     out: Path | None = None
@@ -61,24 +65,43 @@ class Request:
 
 def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Quantize, save and say what was made. Raises before any work where the request is wrong."""
-    fmt, components = parse_format(request.backend)
+    fmt, components = _format(request)
     if request.training is not None and fmt.method is not None:
         raise UsageError(
             f"{fmt.backend} chooses its codes from a calibration text, and --qat by training; take one of the two."
         )
-    check_calibration([Spec(fmt, components)], request.calibration)
+    if request.target_bpw is None:
+        check_calibration([Spec(fmt, components)], request.calibration)
     source = resolve(request.model, request.revision, notifier(quiet=quiet))
     out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)
     refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
     started = time.monotonic()
     with progress_bar(quiet=quiet) as update:
-        if request.training is not None:
+        if request.target_bpw is not None:
+            more = _mix(request, source, fmt, out, update)
+        elif request.training is not None:
             more = _train(request, source, fmt, components, out, update, quiet=quiet)
         elif fmt.method is not None:
             more = _calibrate(request, source, fmt, components, out, update)
         else:
             more = _quantize(request, source, fmt, components, out, update)
     report(out, fmt, components, time.monotonic() - started, more, as_json=as_json)
+
+
+def _format(request: Request) -> tuple[Format, str]:
+    """Return what to save a model as; UsageError where flags are missing or do not go together."""
+    if (request.backend is None) == (request.target_bpw is None):
+        raise UsageError("pass --backend FORMAT or --target-bpw BITS, one of the two.")
+    if request.backend is not None:
+        return parse_format(request.backend)
+    assert request.target_bpw is not None
+    if request.training is not None:
+        raise UsageError("--qat trains with one format: name it by --backend instead of --target-bpw.")
+    if request.calibration is None:
+        raise UsageError(
+            "--target-bpw measures on a text what each matrix loses in each format: pass --calibration TEXT."
+        )
+    return mix_format(request.target_bpw), ALL
 
 
 def parse_format(name: str) -> tuple[Format, str]:
@@ -114,10 +137,30 @@ def report(
         }
         print(json.dumps(facts, indent=2))
     else:
+        expected = (
+            f"  {more['bpw']:.3f} bits per weight, expected KLD {more['expected_kld']:.4f}"
+            if "bpw" in more
+            else ""
+        )
         stdout().print(
-            f"{out}  {label(fmt.backend, components)}  {n_bytes / _MIB:.2f} MiB  {seconds:.1f} s",
+            f"{out}  {label(fmt.backend, components)}{expected}  {n_bytes / _MIB:.2f} MiB  {seconds:.1f} s",
             markup=False,
         )
+
+
+def _mix(request: Request, source: ModelSource, fmt: Format, out: Path, update: Update) -> dict[str, object]:
+    assert request.calibration is not None
+    return run_mix(
+        source,
+        fmt,
+        Path(request.calibration).expanduser(),
+        request.calibration_chunks,
+        out,
+        device=choose_device(request.device),
+        threads=request.threads or usable_cpus(),
+        force=request.force,
+        update=update,
+    )
 
 
 def _quantize(

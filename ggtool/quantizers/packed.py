@@ -61,14 +61,23 @@ def pack_matrices(
     tables = {model.get_input_embeddings(), model.get_output_embeddings()}
     for done, matrix in enumerate(matrices):
         progress(done, len(matrices))
-        # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
-        weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
-        if isinstance(matrix.modules[0], Conv1D):
-            weight = weight.t().contiguous()  # Conv1D keeps (in_features, out_features)
         chosen = quantizer.for_tables if any(module in tables for module in matrix.modules) else quantizer
-        packed = PackedMatrix(chosen, chosen.quantize(weight))
-        del weight
-        install(model, matrix, packed)
+        pack_matrix(model, matrix, tensors, chosen, device)
+
+
+def pack_matrix(
+    model: PreTrainedModel,
+    matrix: Matrix,
+    tensors: dict[str, LazyTensor],
+    quantizer: Quantizer,
+    device: Device,
+) -> None:
+    """Replace one matrix of a skeleton by a packed one, taking its weights out of `tensors`."""
+    # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
+    weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
+    if isinstance(matrix.modules[0], Conv1D):
+        weight = weight.t().contiguous()  # Conv1D keeps (in_features, out_features)
+    install(model, matrix, PackedMatrix(quantizer, quantizer.quantize(weight)))
 
 
 def install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ggtool.allocation import Choice, allocate
 from ggtool.checkpoint import open_checkpoint
-from ggtool.convert.allocation import Choice, allocate
 from ggtool.convert.distortion import measure_errors, round_trip
 from ggtool.convert.tensors import ModelTensor
 from ggtool.errors import UsageError

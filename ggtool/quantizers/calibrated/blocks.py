@@ -45,6 +45,15 @@ class Blocks:
         for hidden in self._hidden:
             yield cast(Tensor, self.modules[index](hidden, *args, **kwargs))
 
+    def rest(self, index: int) -> Iterator[Tensor]:
+        """Yield what block `index` and all after it make of each chunk's hidden state."""
+        for hidden in self.run(index):
+            for module, (args, kwargs) in zip(
+                self.modules[index + 1 :], self._calls[index + 1 :], strict=True
+            ):
+                hidden = module(hidden, *args, **kwargs)
+            yield hidden
+
     def advance(self, index: int) -> None:
         """Put in the place of each hidden state what block `index` makes of it."""
         for at, hidden in enumerate(self.run(index)):
