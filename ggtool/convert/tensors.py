@@ -21,6 +21,7 @@ from ggtool.errors import SourceError
 
 _COMPARE_ROWS = 256
 _BAND_BYTES = 1 << 21
+_KEPT_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,20 @@ class ModelTensor:
         """The number of weights in a row."""
         return self.shape[-1]
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is small enough to stay in memory until all its rows were read."""
+        return self.source.raw.nbytes <= _KEPT_BYTES
+
+    def release(self, begin: int, end: int) -> None:
+        """Give back the memory that rows begin to end were read from, and what lies between them in the file."""
+        self.source.release(self.view[begin:end] if self.view.ndim == 2 else None)
+
     def rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
-        """Read rows begin to end as float32 (end - begin, n_per_row), C-contiguous."""
+        """Read rows begin to end as float32 (end - begin, n_per_row), C-contiguous; it may be the mapped file itself."""
         found = self._stored_rows(begin, end)
         if self.plus:
-            found = found + np.float32(self.plus)  # what was read may be the mapped file itself
+            found = found + np.float32(self.plus)
         return found
 
     def _stored_rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
@@ -69,7 +79,8 @@ class ModelTensor:
             # Out of the file in its own order first: its columns may lie a page apart, which a cache handles badly.
             band = np.ascontiguousarray(piece[:, at : at + step].T)
             found[:, at : at + step] = widen(band, self.source.dtype).T
-            self.source.release()
+            if not self.kept:
+                self.source.release()
         return found
 
 
