@@ -139,6 +139,8 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 def _open_pickle(file: Path) -> Iterator[LazyTensor]:
     from ggtool.pickled import open_pickle  # imports torch
 
+    if impostor := _impostor(file):
+        raise SourceError(f"{file} is no checkpoint of torch: {impostor}.")
     for name, dtype, array in open_pickle(file):
         yield LazyTensor(name, dtype, array.shape, file, array, None, 0)
 
@@ -244,13 +246,17 @@ def _map_tensor(path: Path, name: str, entry: Any, data: mmap.mmap, body: int) -
 
 
 def _what_it_is(path: Path) -> str:
+    return _impostor(path) or "the file is cut short or of another kind"
+
+
+def _impostor(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(64).lstrip()
     except OSError:
-        return "unreadable"
+        return "it cannot be read"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, fetch the real file with `git lfs pull`"
     if head[:1] == b"<":
         return "it is an HTML page, probably a failed download"
-    return "the file is cut short or of another kind"
+    return ""

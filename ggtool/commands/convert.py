@@ -255,10 +255,13 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
         print(json.dumps([_plan_facts(one) for one in plans], indent=2))
         return
     console = stdout()
-    console.print(f"{'':10} {'MiB':>10} {'bits per weight':>16} {'MiB to run':>11}", markup=False)
+    console.print(
+        f"{'':10} {'bytes':>15} {'MiB':>10} {'bits per weight':>16} {'MiB to run':>11}", markup=False
+    )
     for one in plans:
         mark = " needs an importance matrix" if one.format.needs_imatrix else ""
-        line = f"{one.format.name:10} {one.n_bytes / _MIB:10.2f} {one.bpw:16.4f} {one.run_bytes / _MIB:11.2f}{mark}"
+        size = f"{one.n_bytes:15,} {one.n_bytes / _MIB:10.2f} {one.bpw:16.4f}"
+        line = f"{one.format.name:10} {size} {one.run_bytes / _MIB:11.2f}{mark}"
         console.print(line, markup=False)
     console.print(
         f"to run: weights and a KV cache for {plans[0].n_ctx} tokens; its scratch memory comes on top",
