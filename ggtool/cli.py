@@ -77,7 +77,6 @@ def formats(
     With --backend: which modules or tensors of a model that format touches, without reading a weight.
 
     Examples:
-
     [bold]ggtool formats --architectures[/bold]
 
     [bold]ggtool formats --model ./my-gpt2 --backend scratch-int8:blocks=0-4[/bold]

@@ -63,7 +63,6 @@ def chat(
     """Talk to a model; tokens stream as they are made. A base model continues your text.
 
     Examples:
-
     [bold]ggtool chat models/gpt2.gguf[/bold]
 
     [bold]echo "The city of Paris" | ggtool chat FILE[/bold]

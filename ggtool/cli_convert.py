@@ -103,7 +103,6 @@ def convert(
     """Convert a Hugging Face checkpoint to GGUF, in every quant type asked for, in one pass.
 
     Examples:
-
     [bold]ggtool convert --model ./my-gpt2 --qtype q8_0,q4_k_m[/bold]
 
     [bold]ggtool convert --qtype iq3_xxs --calibration text.txt[/bold]

@@ -118,7 +118,6 @@ def eval_(
     Each number comes from a fresh process; a format that fails is one failed row and exit code 1.
 
     Examples:
-
     [bold]ggtool eval --model ./my-gpt2 --backend hf-fp32,scratch-int8,bnb-nf4,gguf-q4_k_m[/bold]
 
     [bold]ggtool eval ./my-gpt2-scratch-iq4[/bold]
@@ -280,7 +279,6 @@ def sweep(
     The experiment is a list of formats, a YAML file or a preset; flags count before the file.
 
     Examples:
-
     [bold]ggtool sweep --preset study --model ./my-gpt2[/bold]
 
     [bold]ggtool sweep mine.yaml --chunks 0[/bold]

@@ -47,7 +47,6 @@ def report(
     """Write a report of measured formats: one HTML page that works offline, PDF, Markdown, figures.
 
     Examples:
-
     [bold]ggtool report results.jsonl -o report[/bold]
 
     [bold]ggtool report --model ./my-gpt2[/bold]

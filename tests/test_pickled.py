@@ -100,10 +100,16 @@ def test_anything_else_is_one_line(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"PK\3\4 cut short", b"<html>", b"version https://git-lfs.github.com/spec/v1\n"]
+    ("data", "what"),
+    [
+        (b"", "damaged"),
+        (b"PK\3\4 cut short", "damaged"),
+        (b"<html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    ],
 )
-def test_a_file_that_is_no_pickle_is_one_line(data: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_no_pickle_is_one_line(data: bytes, what: str, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(data)
-    with pytest.raises(SourceError, match=r"pytorch_model\.bin") as caught:
+    with pytest.raises(SourceError, match=rf"pytorch_model\.bin.*{what}") as caught:
         open_checkpoint(tmp_path, allow_pickle=True)
     assert "\n" not in str(caught.value)

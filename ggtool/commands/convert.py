@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ggtool.atomic import atomic_symlink, refuse_existing
 from ggtool.commands.console import Update, notifier, progress_bar, stdout
@@ -20,7 +21,9 @@ from ggtool.environment import usable_cpus
 from ggtool.errors import OutputError, UsageError
 from ggtool.formats import Format, dense_qtypes, find_qtype, split_list
 from ggtool.source import ModelSource, resolve
-from ggtool.targeting import Target, choose_recipe
+
+if TYPE_CHECKING:
+    from ggtool.targeting import Target
 
 _MIB = 2**20
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -58,13 +61,17 @@ class Request:
     @property
     def target(self) -> Target | None:
         """What --target-size or --target-bpw asks for."""
+        if self.target_size is None and self.target_bpw is None:
+            return None
+        # Imported here: a conversion without a target does not wait for what chooses one.
+        from ggtool.targeting import Target
+
         if self.target_size is not None:
             return Target(self.target_size.replace(" ", ""), max_bytes=parse_size(self.target_size))
-        if self.target_bpw is not None:
-            if not 1 <= self.target_bpw <= 32:
-                raise UsageError("--target-bpw takes 1 to 32 bits per weight.")
-            return Target(f"{self.target_bpw:g}bpw", max_bpw=self.target_bpw)
-        return None
+        assert self.target_bpw is not None
+        if not 1 <= self.target_bpw <= 32:
+            raise UsageError("--target-bpw takes 1 to 32 bits per weight.")
+        return Target(f"{self.target_bpw:g}bpw", max_bpw=self.target_bpw)
 
 
 def run(request: Request, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
@@ -138,6 +145,8 @@ def _make(
     if recipe:
         recipe.check_imatrix(options.imatrix)
     if request.target:
+        from ggtool.targeting import choose_recipe
+
         recipe = choose_recipe(source, request.target, options, request.calibration, threads, update)
         formats, options = [recipe.format], replace(options, recipe=recipe.tensors)
     files = convert(
@@ -255,10 +264,13 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
         print(json.dumps([_plan_facts(one) for one in plans], indent=2))
         return
     console = stdout()
-    console.print(f"{'':10} {'MiB':>10} {'bits per weight':>16} {'MiB to run':>11}", markup=False)
+    console.print(
+        f"{'':10} {'bytes':>15} {'MiB':>10} {'bits per weight':>16} {'MiB to run':>11}", markup=False
+    )
     for one in plans:
         mark = " needs an importance matrix" if one.format.needs_imatrix else ""
-        line = f"{one.format.name:10} {one.n_bytes / _MIB:10.2f} {one.bpw:16.4f} {one.run_bytes / _MIB:11.2f}{mark}"
+        size = f"{one.n_bytes:15,} {one.n_bytes / _MIB:10.2f} {one.bpw:16.4f}"
+        line = f"{one.format.name:10} {size} {one.run_bytes / _MIB:11.2f}{mark}"
         console.print(line, markup=False)
     console.print(
         f"to run: weights and a KV cache for {plans[0].n_ctx} tokens; its scratch memory comes on top",

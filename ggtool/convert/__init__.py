@@ -13,13 +13,14 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from ggtool.atomic import atomic_output, refuse_existing
-from ggtool.convert.layout import Design, lay_out, part_paths
+from ggtool.convert.layout import Design, choose_types, lay_out, part_paths
 from ggtool.convert.model import read_model
 from ggtool.convert.options import NO_OPTIONS, Options
 from ggtool.convert.tensors import ModelTensor
@@ -180,7 +181,11 @@ def _prepare(
 ) -> tuple[list[ModelTensor], Design]:
     model = read_model(source, progress, shapes_only=shapes_only or options.vocab_only)
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
-    design = lay_out(model.values, shapes, formats, options, dry=shapes_only)
+    with ThreadPoolExecutor(1) as pool:
+        # llama.cpp answers in a process of its own; meanwhile this one reads the vocabulary.
+        types = pool.submit(choose_types, model.facts, shapes, formats, options, dry=shapes_only)
+        values = model.values
+    design = lay_out(values, shapes, types.result(), formats, options, dry=shapes_only)
     return ([] if options.vocab_only else model.tensors), design
 
 

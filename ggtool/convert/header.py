@@ -67,10 +67,14 @@ def aligned(n_bytes: int) -> int:
     return -(-n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
-def encode(values: Mapping[str, GGUFValue], tensors: Sequence[PlacedTensor]) -> bytes:
-    """Return the header's bytes up to the first tensor's data."""
-    parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(values))]
-    parts += [_string(key) + _value(key, value) for key, value in values.items()]
+def pack(values: Mapping[str, GGUFValue]) -> dict[str, bytes]:
+    """Return key -> the bytes of the whole pair. Files of one model share most of them, and packing a vocabulary takes longest."""
+    return {key: _string(key) + _value(key, value) for key, value in values.items()}
+
+
+def encode(pairs: Mapping[str, bytes], tensors: Sequence[PlacedTensor]) -> bytes:
+    """Return the header's bytes up to the first tensor's data, of packed pairs and tensors in their order."""
+    parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(pairs)), *pairs.values()]
     for tensor in tensors:
         dims = tensor.shape[::-1]  # GGUF lists the row's length first
         parts.append(_string(tensor.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
@@ -80,11 +84,19 @@ def encode(values: Mapping[str, GGUFValue], tensors: Sequence[PlacedTensor]) -> 
 
 
 def _string(text: str) -> bytes:
+    return _strings([text])
+
+
+def _strings(texts: Iterable[str]) -> bytes:
+    packed, pack_length = bytearray(), struct.Struct("<Q").pack
     try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half a character
-        raise SourceError(f"the checkpoint's text {text[:40]!r} is no valid Unicode.") from None
-    return struct.pack("<Q", len(data)) + data
+        for text in texts:
+            data = text.encode("utf-8")
+            packed += pack_length(len(data))
+            packed += data
+    except UnicodeEncodeError as error:  # JSON can spell half a character
+        raise SourceError(f"the checkpoint's text {error.object[:40]!r} is no valid Unicode.") from None
+    return bytes(packed)
 
 
 def _value(key: str, value: GGUFValue) -> bytes:
@@ -105,5 +117,5 @@ def _array(elements: Sequence[Any], element_type: GGUFValueType | None) -> bytes
     element_type = element_type or GGUFValueType.get_type(elements[0])
     start = struct.pack("<IQ", element_type, len(elements))
     if element_type == GGUFValueType.STRING:
-        return start + b"".join(map(_string, elements))
+        return start + _strings(elements)
     return start + struct.pack(f"<{len(elements)}{_CODES[element_type]}", *elements)

@@ -17,7 +17,7 @@ from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from ggtool.atomic import atomic_output
-from ggtool.convert.header import aligned, encode, place
+from ggtool.convert.header import aligned, encode, pack, place
 from ggtool.errors import ArtifactError, UsageError
 from ggtool.gguf_header import MAGIC, GGUFHeader, read_header
 
@@ -139,7 +139,7 @@ def write_imatrix(path: Path, imatrix: ImportanceMatrix, *, force: bool = False)
     placed = place((name, _trimmed(array.shape), "F32") for name, array in arrays.items())
     data = b"".join(array.tobytes().ljust(aligned(array.nbytes), b"\0") for array in arrays.values())
     with atomic_output(path, force=force) as temporary:
-        temporary.write_bytes(encode(values, placed) + data)
+        temporary.write_bytes(encode(pack(values), placed) + data)
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

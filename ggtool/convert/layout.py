@@ -14,10 +14,10 @@ from gguf.constants import GGUFValueType, Keys
 from gguf.gguf_writer import GGUFValue
 
 from ggtool.artifact import FLOAT_TENSOR_TYPES
-from ggtool.convert.header import PlacedTensor, aligned, encode, place
+from ggtool.convert.header import PlacedTensor, aligned, encode, pack, place
 from ggtool.convert.imatrix import match_entries, requires_imatrix
 from ggtool.convert.memory import count_kv_cache
-from ggtool.convert.metadata import for_format
+from ggtool.convert.metadata import format_keys
 from ggtool.convert.options import Options
 from ggtool.convert.overrides import override
 from ggtool.convert.tensor_types import choose
@@ -51,22 +51,21 @@ class Design:
 def lay_out(
     values: Mapping[str, GGUFValue],
     shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, Mapping[str, str]],
     formats: Sequence[Format],
     options: Options,
     *,
     dry: bool = False,
 ) -> Design:
-    """Design one file per format for a model of these keys and tensor shapes (numpy's order).
+    """Design one file per format for a model of these keys, tensor shapes (numpy's order) and `choose_types`' types.
 
     `dry` takes an importance matrix for granted wherever one is needed. Raises UsageError for a request that cannot be met, such as a type that lacks its importance data.
     """
     values = override(values, options.name, options.metadata)
     n_ctx, kv_cache_bytes = count_kv_cache(values)
     if options.vocab_only:
-        headers = [encode(for_format(values, row), ()) for row in formats]
-        files = zip(formats, headers, strict=True)
-        return Design(tuple((FileLayout(row, header, ()),) for row, header in files), n_ctx, 0, {}, ())
-    types = _types(values, shapes, formats, options, dry=dry)
+        files = [(FileLayout(row, encode(pack({**values, **format_keys(row)}), ()), ()),) for row in formats]
+        return Design(tuple(files), n_ctx, 0, {}, ())
     importance: Importance = {}
     missing: list[str] = []
     if options.imatrix is not None:
@@ -75,7 +74,8 @@ def lay_out(
         importance, missing = match_entries(options.imatrix, wanted)
     for row in () if dry else formats:
         _check_importance(types[row.name], importance, row, options)
-    parts = tuple(_parts(values, shapes, types[row.name], row, options) for row in formats)
+    pairs = pack(values if options.imatrix is None else {**values, **options.imatrix.keys()})
+    parts = tuple(_parts(pairs, shapes, types[row.name], row, options) for row in formats)
     return Design(parts, n_ctx, kv_cache_bytes, importance, _notes(missing, options))
 
 
@@ -87,14 +87,22 @@ def part_paths(path: Path, n_parts: int) -> list[Path]:
     return [path.with_name(f"{stem}-{number:05d}-of-{n_parts:05d}.gguf") for number in range(1, n_parts + 1)]
 
 
-def _types(
-    values: Mapping[str, GGUFValue],
+def choose_types(
+    facts: Mapping[str, GGUFValue],
     shapes: Mapping[str, tuple[int, ...]],
     formats: Sequence[Format],
     options: Options,
     *,
-    dry: bool,
+    dry: bool = False,
 ) -> dict[str, dict[str, str]]:
+    """Return {quant type: {tensor: tensor type}}: llama.cpp's choice by a model's keys, or the recipe's.
+
+    The vocabulary's keys decide nothing and may be missing. Raises what `ggtool.convert.tensor_types.choose` raises,
+    and UsageError for a recipe of another model.
+    """
+    if options.vocab_only:
+        return {}
+    values = override(facts, options.name, options.metadata)
     for row in formats:
         if row.needs_experts and all(len(shape) < 3 for shape in shapes.values()):
             raise UsageError(f"{row.name} is for mixtures of experts; on this model it would be Q8_0.")
@@ -140,19 +148,17 @@ def _notes(missing: Sequence[str], options: Options) -> tuple[str, ...]:
 
 
 def _parts(
-    values: Mapping[str, GGUFValue],
+    shared: Mapping[str, bytes],
     shapes: Mapping[str, tuple[int, ...]],
     types: Mapping[str, str],
     row: Format,
     options: Options,
 ) -> tuple[FileLayout, ...]:
-    keys = for_format(values, row)
-    if options.imatrix is not None:
-        keys |= options.imatrix.keys()
+    pairs = {**shared, **pack(format_keys(row))}
     whole = place((name, shape, types[name]) for name, shape in shapes.items())
     groups = _groups(whole, options.split_max_bytes)
     if len(groups) == 1:
-        return (FileLayout(row, encode(keys, whole), whole),)
+        return (FileLayout(row, encode(pairs, whole), whole),)
     layouts = []
     for number, group in enumerate(groups):
         placed = place((tensor.name, tensor.shape, tensor.type_name) for tensor in group)
@@ -161,7 +167,9 @@ def _parts(
             Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: GGUFValue(len(whole), GGUFValueType.INT32),
             Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(len(groups), GGUFValueType.UINT16),
         }
-        layouts.append(FileLayout(row, encode({**(keys if number == 0 else {}), **own}, placed), placed))
+        layouts.append(
+            FileLayout(row, encode({**(pairs if number == 0 else {}), **pack(own)}, placed), placed)
+        )
     return tuple(layouts)
 
 

@@ -31,9 +31,8 @@ def collect(
     row: Architecture,
     hparams: Mapping[str, Any],
     tensors: Sequence[ModelTensor],
-    vocabulary: Vocabulary,
 ) -> dict[str, GGUFValue]:
-    """Return key -> value for a file of this checkpoint; `for_format` then says of which quant type it is."""
+    """Return key -> value for a file of this checkpoint, but for its vocabulary and its quant type."""
     writer = GGUFWriter(path=None, arch=row.gguf_name)
     writer.add_type(GGUFType.MODEL)
     _authorship(source, tensors, writer)
@@ -43,14 +42,13 @@ def collect(
     if Keys.General.FILE_TYPE not in writer.kv_data[0]:
         writer.add_file_type(0)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    _vocabulary(vocabulary, writer)
     return dict(writer.kv_data[0])
 
 
-def for_format(values: Mapping[str, GGUFValue], row: Format) -> dict[str, GGUFValue]:
-    """Return `values` with general.file_type set to the quant type's number, in its place."""
+def format_keys(row: Format) -> dict[str, GGUFValue]:
+    """Return general.file_type as the quant type's number, which takes the place of the 0 that `collect` left there."""
     assert row.ftype is not None
-    return {**values, Keys.General.FILE_TYPE: GGUFValue(row.ftype, GGUFValueType.UINT32)}
+    return {Keys.General.FILE_TYPE: GGUFValue(row.ftype, GGUFValueType.UINT32)}
 
 
 def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGUFWriter) -> None:
@@ -90,7 +88,10 @@ def _load(source: ModelSource, n_params: int) -> Metadata:
     return metadata
 
 
-def _vocabulary(vocabulary: Vocabulary, writer: GGUFWriter) -> None:
+def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, GGUFValue]:
+    """Return key -> value of a vocabulary; they follow those of `collect`."""
+    writer = GGUFWriter(path=None, arch="")
+    writer.kv_data[0].clear()  # the architecture, which the writer puts first
     _further(vocabulary.first, writer)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -111,6 +112,7 @@ def _vocabulary(vocabulary: Vocabulary, writer: GGUFWriter) -> None:
     if names := writer.kv_data[0].get(Keys.Tokenizer.CHAT_TEMPLATES):
         names.value.sort()  # out of a set, so otherwise in another order each time
     _further(vocabulary.last, writer)
+    return dict(writer.kv_data[0])
 
 
 def _further(values: Mapping[str, int | bool], writer: GGUFWriter) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from gguf.gguf_writer import GGUFValue
 
 from ggtool.convert.ggml import library_path
-from ggtool.convert.header import encode, place
+from ggtool.convert.header import encode, pack, place
 from ggtool.convert.options import TypeRules
 from ggtool.errors import ArtifactError, OutputError, UsageError
 from ggtool.formats import Format
@@ -61,7 +61,7 @@ def choose(
     # The vocabulary decides nothing and is most of the header.
     few = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
     tensors = place((name, shape, "F32") for name, shape in shapes.items())
-    header = encode(few, tensors)
+    header = encode(pack(few), tensors)
     n_bytes = len(header) + tensors[-1].offset + tensors[-1].n_bytes
     with tempfile.NamedTemporaryFile(prefix="ggtool-", suffix=".gguf") as file:
         try:

@@ -7,7 +7,7 @@ follow from the config come before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ggtool.errors import SourceError
 
 _COMPARE_ROWS = 256
 _BAND_BYTES = 1 << 21
+_KEPT_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,20 @@ class ModelTensor:
         """The number of weights in a row."""
         return self.shape[-1]
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is small enough to stay in memory until all its rows were read."""
+        return self.source.raw.nbytes <= _KEPT_BYTES
+
+    def release(self, begin: int, end: int) -> None:
+        """Give back the memory that rows begin to end were read from, and what lies between them in the file."""
+        self.source.release(self.view[begin:end] if self.view.ndim == 2 else None)
+
     def rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
-        """Read rows begin to end as float32 (end - begin, n_per_row), C-contiguous."""
+        """Read rows begin to end as float32 (end - begin, n_per_row), C-contiguous; it may be the mapped file itself."""
         found = self._stored_rows(begin, end)
         if self.plus:
-            found = found + np.float32(self.plus)  # what was read may be the mapped file itself
+            found = found + np.float32(self.plus)
         return found
 
     def _stored_rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
@@ -69,7 +79,8 @@ class ModelTensor:
             # Out of the file in its own order first: its columns may lie a page apart, which a cache handles badly.
             band = np.ascontiguousarray(piece[:, at : at + step].T)
             found[:, at : at + step] = widen(band, self.source.dtype).T
-            self.source.release()
+            if not self.kept:
+                self.source.release()
         return found
 
 
@@ -97,12 +108,14 @@ def model_tensors(
         for name, weight in expected.items()
         if name not in present and not _may_be_absent(weight, hparams)
     ]:
+        where = _holder(weights.values())
         raise SourceError(
-            f"the checkpoint lacks {len(missing)} tensors of {len(expected)}, the first is {missing[0]}."
+            f"{where} lacks {len(missing)} tensors of {len(expected)}, the first is {missing[0]}."
         )
     if extra := [name for name in present if name not in expected and name not in dropped]:
+        where = _holder(present[name] for name in extra)
         raise SourceError(
-            f"the checkpoint has {len(extra)} tensors that no {row.gguf_name} has, the first is {present[extra[0]].name}."
+            f"{where} has {len(extra)} tensors that no {row.gguf_name} has, the first is {present[extra[0]].name}."
         )
     found = [_computed(name, values) for name, values in row.computed(hparams, config).items()]
     for name, tensor in present.items():
@@ -119,6 +132,11 @@ def model_tensors(
             )
         found.append(checked)
     return found
+
+
+def _holder(tensors: Iterable[LazyTensor]) -> Path:
+    files = sorted({tensor.file for tensor in tensors})
+    return files[0] if len(files) == 1 else files[0].parent
 
 
 def _may_be_absent(weight: Weight, hparams: Mapping[str, Any]) -> bool:
@@ -154,15 +172,13 @@ def _expand(row: Architecture, hparams: Mapping[str, Any], n_tensors: int) -> It
 
 def _check(tensor: LazyTensor, weight: Weight, hparams: Mapping[str, Any]) -> ModelTensor:
     if tensor.dtype not in FLOAT_TYPES:
-        raise SourceError(
-            f"{tensor.file.name}: tensor {tensor.name} is made of {tensor.dtype} and not of floats."
-        )
+        raise SourceError(f"{tensor.file}: tensor {tensor.name} is made of {tensor.dtype} and not of floats.")
     shape = tuple(evaluate(part, hparams) for part in weight.shape.split())
     view = _view(tensor, weight, hparams) if tensor.raw.ndim == len(shape) else None
     # A view may split the axes before the last; the rows must still be as many and as long.
     if view is None or view.shape[-1] != shape[-1] or view.size != math.prod(shape):
         raise SourceError(
-            f"{tensor.file.name}: tensor {tensor.name} has the shape {tensor.shape}, and config.json makes "
+            f"{tensor.file}: tensor {tensor.name} has the shape {tensor.shape}, and config.json makes "
             f"{weight.name} {shape}."
         )
     return ModelTensor(weight.name, tensor, view, shape, weight.plus)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,7 @@ class _Piece:
     begin: int
     end: int
     importance: npt.NDArray[np.float32] | None
+    left: Iterator[int]  # of the tensor's pieces; shared by them, and the last to be done draws 0
 
     @property
     def n_bytes(self) -> int:
@@ -138,16 +140,16 @@ def _pieces(tensor: ModelTensor, importance: npt.NDArray[np.float32] | None) -> 
     # Each matrix of a stack has an importance of its own, so no piece may lie across two.
     n_matrices = 1 if importance is None else len(importance)
     rows = tensor.n_rows // n_matrices
+    left = count(n_matrices * -(-rows // step) - 1, -1)
     for matrix in range(n_matrices):
         own = None if importance is None else importance[matrix]
         for begin in range(matrix * rows, (matrix + 1) * rows, step):
-            yield _Piece(tensor, begin, min(begin + step, (matrix + 1) * rows), own)
+            yield _Piece(tensor, begin, min(begin + step, (matrix + 1) * rows), own, left)
 
 
 def _convert(piece: _Piece, places: Mapping[str, list[_Place]]) -> None:
     tensor = piece.tensor
     rows = tensor.rows(piece.begin, piece.end)
-    tensor.source.release()
     # A NaN or an infinity shows in the extremes; this is several times faster than isfinite on every weight.
     extreme = max(-float(rows.min()), float(rows.max()))
     if not np.isfinite(extreme):
@@ -165,6 +167,10 @@ def _convert(piece: _Piece, places: Mapping[str, list[_Place]]) -> None:
         start = piece.begin * row_bytes(type_name, tensor.n_per_row)
         for place in targets:
             _write_at(_Place(place.descriptor, place.path, place.offset + start), data.data)
+    if not tensor.kept:
+        tensor.release(piece.begin, piece.end)
+    elif not next(piece.left):
+        tensor.source.release()
 
 
 def _write_at(place: _Place, data: memoryview) -> None:

@@ -73,7 +73,8 @@ def test_the_whole_file_is_upstreams(
 def wide_enough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose rows hold whole blocks of 256, so that no type falls back.
 
-    The Llama has four query heads to one of keys and values, for which llama.cpp chooses other types.
+    The Llama has four query heads to one of keys and values, for which llama.cpp chooses other types, and an output
+    matrix of its own.
     """
     if request.param == "gpt2":
         return build_tiny_gpt2(tmp_path_factory.mktemp("wide") / "gpt2", n_layer=4)
@@ -82,6 +83,11 @@ def wide_enough(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
     folder = tmp_path_factory.mktemp("wide") / "llama"
     return build_tiny("llama", folder, **sizes, num_attention_heads=8, num_key_value_heads=2)
+
+
+# Block-of-256 types, which llama.cpp would replace in a model whose rows are too short.
+_K_AND_I = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ3_S", "IQ4_XS", "TQ1_0", "TQ2_0"}
+_WEIGHTED = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["without-imatrix", "with-imatrix"])
@@ -95,6 +101,8 @@ def test_every_type_of_either_shape_is_what_llama_cpp_makes(
     made = convert(
         source, rows, lambda row: default_path("m", row, tmp_path), options=Options(imatrix=imatrix)
     )
+    used = {kind for item in made for kind in item.plan.tensor_types}
+    assert used >= (_K_AND_I | _WEIGHTED if weighted else _K_AND_I)
     theirs = tmp_path / "theirs.gguf"
     for item in made:
         row = item.plan.format

@@ -56,11 +56,11 @@ def put(name: str, value: float) -> Callable[[Weights], None]:
 BROKEN_WEIGHTS: dict[str, tuple[Callable[[Weights], None], str]] = {
     "missing": (
         lambda w: w.__delitem__("h.1.ln_2.bias"),
-        "lacks 1 tensors of 29, the first is h.1.ln_2.bias",
+        "model.safetensors lacks 1 tensors of 29, the first is h.1.ln_2.bias",
     ),
     "left over": (
         lambda w: w.update(extra=np.zeros(3, "f4")),
-        "has 1 tensors that no gpt2 has, the first is extra",
+        "model.safetensors has 1 tensors that no gpt2 has, the first is extra",
     ),
     "shape": (lambda w: w.update({"ln_f.bias": np.zeros(255, "f4")}), "ln_f.bias has the shape (255,)"),
     "stored transposed": (
@@ -88,6 +88,17 @@ def test_a_broken_checkpoint_is_one_line_and_no_file(case: str, model: Path, tmp
     change, message = BROKEN_WEIGHTS[case]
     reweigh(model, change)
     fails(model, tmp_path / "out", message)
+
+
+def test_a_tensor_that_no_shard_holds_is_one_line_with_their_folder(model: Path, tmp_path: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    shards = {f"model-0000{n}-of-00002.safetensors": sorted(weights)[n - 1 :: 2] for n in (1, 2)}
+    for file, names in shards.items():
+        save_file({name: weights[name] for name in names if name != "wpe.weight"}, model / file)
+    held = {name: file for file, names in shards.items() for name in names}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": held}))
+    fails(model, tmp_path / "out", f"{model} lacks 1 tensors of 29, the first is wpe.weight")
 
 
 BROKEN_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {

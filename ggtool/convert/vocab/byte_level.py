@@ -32,8 +32,9 @@ class ByteLevel:
         tokens.check([*self.vocab.values(), *(token.id for token in self.added_tokens)], self.name)
         if len(set(self.vocab.values())) != len(self.vocab) or not self.merges:
             raise SourceError(f"{self.name} gives one id to two tokens, or has no merges.")
-        for text, number in self.vocab.items():
-            tokens.put(number, text, TokenType.NORMAL)
+        texts, types, normal_type = tokens.texts, tokens.types, int(TokenType.NORMAL)
+        for text, number in self.vocab.items():  # a call for each would take as long as parsing the file
+            texts[number], types[number] = text, normal_type
         for token in self.added_tokens:
             control = token.special or seems_control(token.content)
             # llama.cpp matches user-defined tokens in raw text, where a SentencePiece space is a space.

@@ -34,11 +34,10 @@ class Tokens:
 
     def check(self, numbers: Iterable[Any], where: str) -> None:
         """Raise SourceError for a number that is no id, or one beyond the embedding."""
-        last = -1
-        for number in numbers:
-            if type(number) is not int or number < 0:
-                raise SourceError(f"{where} has the token id {number!r}.")
-            last = max(last, number)
+        numbers = list(numbers)
+        if wrong := [number for number in numbers if type(number) is not int or number < 0]:
+            raise SourceError(f"{where} has the token id {wrong[0]!r}.")
+        last = max(numbers, default=-1)
         if last >= len(self.texts):
             raise SourceError(
                 f"{where} has token ids up to {last}, and the model embeds only {len(self.texts)} tokens."
