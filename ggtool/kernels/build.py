@@ -67,7 +67,7 @@ def is_whole(file: Path) -> bool:
 
 
 def _build() -> Path:
-    """Raises NoLibraryError where there is no compiler, it fails, or the cache cannot be written."""
+    """Return the library's file; NoLibraryError where there is no compiler, it fails, or the cache cannot be written."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if not compiler or not shutil.which(compiler[0]):
         raise NoLibraryError("there is no C++ compiler; CXX may name one")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ class _Library:
             self.parallel, torch.get_num_threads(),
         )  # fmt: skip
 
-    def widener(self, form: Form, codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Any:
+    def widener(
+        self, form: Form, codes: Tensor, scales: Tensor, shape: tuple[int, int]
+    ) -> Callable[[slice], Tensor]:
         """Return what widens a slice of rows, each time into the same memory."""
         memory: list[Tensor] = []
 
@@ -175,7 +178,7 @@ def _load() -> _Library | NoLibraryError:
     except OSError as error:
         return NoLibraryError(f"the compiled library does not load: {error}")
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    matrix = [ctypes.POINTER(Form), pointer, pointer, size, number, size, size]
+    matrix: list[Any] = [ctypes.POINTER(Form), pointer, pointer, size, number, size, size]
     functions.ggtool_product.argtypes = [*matrix, pointer, size, pointer, pointer, pointer, number]
     functions.ggtool_product.restype = None
     functions.ggtool_widen.argtypes = [*matrix, pointer, pointer, number]
@@ -186,12 +189,9 @@ def _load() -> _Library | NoLibraryError:
 
 def _parallel() -> int:
     """Return the address of the GOMP_parallel that torch uses, 0 where it uses another runtime."""
-    names = ("libgomp*", "libiomp5*", "libomp*")
-    beside = [file for name in names for file in sorted((Path(torch.__file__).parent / "lib").glob(name))]
-    # Not beside torch, but loaded by it for all to see.
-    for place in (*map(str, beside), None):
-        try:
-            return ctypes.cast(ctypes.CDLL(place).GOMP_parallel, ctypes.c_void_p).value or 0
-        except (OSError, AttributeError):
-            continue
-    return 0
+    folder = Path(torch.__file__).parent / "lib"
+    beside = [file for name in ("libgomp*", "libiomp5*", "libomp*") for file in sorted(folder.glob(name))]
+    # None: not beside torch, but loaded by it for all to see.
+    runtime = ctypes.CDLL(str(beside[0]) if beside else None)
+    found = getattr(runtime, "GOMP_parallel", None)
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0

@@ -98,6 +98,14 @@ inline void by_sixteens(const T* from, int64_t n, float* to, Step step) {
 inline void widen_plane(const uint8_t* from, int base, int group, const Table& values, float scale, float* to) {
   const int n_bytes = Matrix::n_bytes(base, group);
   const Lanes scales = spread(scale);
+  if (base == 16 && n_bytes % kLanes == 0) {
+    for (int at = 0; at < n_bytes; at += kLanes) {
+      const Codes both = bytes(from + at);
+      store(to + at, mul(values[both], scales));
+      store(to + n_bytes + at, mul(values[shift_right(both, 4)], scales));
+    }
+    return;
+  }
   for (int at = 0; at < n_bytes; at += kLanes) {
     uint8_t here[kLanes] = {};
     std::memcpy(here, from + at, std::min(n_bytes - at, kLanes));

@@ -5,7 +5,8 @@
 // GOMP_parallel of the OpenMP that torch runs on, so that there is one pool and not two that spin against each other.
 
 #include <atomic>
-#include <cstddef>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "formats.h"
@@ -14,29 +15,56 @@ namespace ggtool {
 namespace {
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+using Clock = std::chrono::steady_clock;
 
 constexpr int kRows = 4;            // rows of W at once, so that a load of x serves four
 constexpr int kInputs = 4;          // rows of x at once, so that a widened row serves four
 constexpr int64_t kTaskBytes = 32768;     // codes that a thread takes at a time: one that is slow holds up little
 constexpr int64_t kThreadBytes = 65536;   // fewer codes are not worth waking a thread
 
+// Whether to call upon other threads. On a busy machine a thread may wait milliseconds for a core, and OpenMP's barriers
+// wait with it, before and after work that takes microseconds. When they did, the next calls are done alone: 32 of
+// them, and each time that it happens again twice as many.
+class Company {
+ public:
+  bool is_wanted() { return alone_.load(std::memory_order_relaxed) <= 0 || alone_.fetch_sub(1) <= 0; }
+  void waited(Clock::duration time) {
+    const int next = time < kLongWait ? kFewest : std::min(2 * pause_.load(), kMost);
+    if (time >= kLongWait) alone_.store(next / 2);
+    pause_.store(next);
+  }
+
+ private:
+  static constexpr Clock::duration kLongWait = std::chrono::microseconds(500);
+  static constexpr int kFewest = 32, kMost = 4096;
+  std::atomic<int> alone_{0}, pause_{kFewest};
+} company;
+
 // Have rows [0, n) done in tasks of `step`, whichever thread comes first; a thread that comes late finds none left.
 template <class Work>
 void for_rows(Parallel parallel, int n_threads, int64_t n, int64_t step, const Work& work) {
   struct Shared {
     const Work& work;
-    std::atomic<int64_t> next;
-    int64_t n, step;
-  } shared{work, {0}, n, step};
+    const int64_t n, step;
+    std::atomic<int64_t> next{0};
+    const std::thread::id caller = std::this_thread::get_id();
+    Clock::time_point started{}, done{};
+  } shared{work, n, step};
   const auto run = [](void* data) {
     Shared& all = *static_cast<Shared*>(data);
+    const bool is_caller = std::this_thread::get_id() == all.caller;
+    if (is_caller) all.started = Clock::now();
     for (int64_t at; (at = all.next.fetch_add(all.step, std::memory_order_relaxed)) < all.n;)
       all.work(at, std::min(at + all.step, all.n));
+    if (is_caller) all.done = Clock::now();
   };
-  if (parallel && n_threads > 1)
-    parallel(run, &shared, static_cast<unsigned>(n_threads), 0);
-  else
+  if (!parallel || n_threads < 2 || n <= step || !company.is_wanted()) {
     run(&shared);
+    return;
+  }
+  const Clock::time_point called = Clock::now();
+  parallel(run, &shared, static_cast<unsigned>(n_threads), 0);
+  company.waited((shared.started - called) + (Clock::now() - shared.done));
 }
 
 int64_t task_rows(const Matrix& matrix) {
