@@ -18,7 +18,7 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Clock = std::chrono::steady_clock;
 
 constexpr int kRows = 4;            // rows of W at once, so that a load of x serves four
-constexpr int kInputs = 4;          // rows of x at once, so that a widened row serves four
+constexpr int64_t kAheadBytes = 4096;
 constexpr int64_t kTaskBytes = 32768;     // codes that a thread takes at a time: one that is slow holds up little
 constexpr int64_t kThreadBytes = 65536;   // fewer codes are not worth waking a thread
 
@@ -82,52 +82,69 @@ float* thread_floats(int64_t n) {
   return kept.data();
 }
 
-// sums[r] = codes[r] . x for R rows of int8.
-template <int R>
+// A row is shorter than what memory needs to answer, and the processor's own prefetching ends with a page: ask for the
+// codes some rows ahead, which are those of the next tasks too.
+inline void prefetch(const void* codes) { __builtin_prefetch(static_cast<const char*>(codes) + kAheadBytes); }
+
+// sums[r * M + m] = codes[r] . x[m] for R rows of int8 and M inputs.
+template <int R, int M>
 void dot_int8(const Matrix& matrix, int64_t row, const float* x, float* sums) {
   const int8_t* codes = reinterpret_cast<const int8_t*>(matrix.row(row));
-  const int64_t n = matrix.n_columns;
-  Lanes total[R];
-  for (int r = 0; r < R; ++r) total[r] = zero();
+  const int64_t n = matrix.n_columns, n_padded = matrix.n_padded();
+  Lanes total[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) total[r][m] = zero();
+  const auto step = [&](int64_t at, int r, Lanes weights) {
+    for (int m = 0; m < M; ++m) total[r][m] = fma(weights, load(x + m * n_padded + at), total[r][m]);
+  };
   int64_t at = 0;
-  for (; at + kLanes <= n; at += kLanes) {
-    const Lanes inputs = load(x + at);
-    for (int r = 0; r < R; ++r) total[r] = fma(widen_int8(codes + r * n + at), inputs, total[r]);
+  for (; at + 4 * kLanes <= n; at += 4 * kLanes) {
+    for (int r = 0; r < R; ++r) prefetch(codes + r * n + at);
+    for (int part = 0; part < 4 * kLanes; part += kLanes)
+      for (int r = 0; r < R; ++r) step(at + part, r, widen_int8(codes + r * n + at + part));
   }
-  if (at < n) {
-    const Lanes inputs = load(x + at);
+  for (; at < n; at += kLanes) {
     for (int r = 0; r < R; ++r) {
       int8_t rest[kLanes] = {};
-      std::memcpy(rest, codes + r * n + at, n - at);
-      total[r] = fma(widen_int8(rest), inputs, total[r]);
+      std::memcpy(rest, codes + r * n + at, std::min<int64_t>(n - at, kLanes));
+      step(at, r, widen_int8(rest));
     }
   }
-  for (int r = 0; r < R; ++r) sums[r] = sum(total[r]);
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) sums[r * M + m] = sum(total[r][m]);
 }
 
-// sums[r] = W[r] . x for R rows of one 16-value plane; `scales` has room for R rows of them.
-template <int R>
-void dot_table(const Matrix& matrix, const Table& values, int64_t row, const float* x, float* scales, float* sums) {
-  const int64_t n_groups = matrix.n_groups(), stride = matrix.row_bytes();
+// sums[r * M + m] = W[r] . x[m] for R rows of one 16-value plane and M inputs.
+template <int R, int M>
+void dot_table(const Matrix& matrix, int64_t row, const float* x, float* sums) {
+  const Table values(matrix.format.tables[0]);
+  const int64_t n_groups = matrix.n_groups(), n_padded = matrix.n_padded(), stride = matrix.row_bytes();
   const int half = matrix.format.group / 2;
   const uint8_t* codes = matrix.row(row);
+  float* scales = thread_floats(R * (n_groups + kLanes));
   for (int r = 0; r < R; ++r) matrix.read_scales(row + r, scales + r * (n_groups + kLanes));
-  Lanes total[R];
-  for (int r = 0; r < R; ++r) total[r] = zero();
-  for (int64_t g = 0; g < n_groups; ++g, x += 2 * half) {
+  Lanes total[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) total[r][m] = zero();
+  for (int64_t g = 0; g < n_groups; ++g, x += 2 * half, codes += half) {
     for (int at = 0; at < half; at += kLanes) {
-      const Lanes low = load(x + at), high = load(x + half + at);
       for (int r = 0; r < R; ++r) {
-        const Codes both = bytes(codes + r * stride + g * half + at);
-        const Lanes part = fma(values[shift_right(both, 4)], high, mul(values[both], low));
-        total[r] = fma(part, spread(scales[r * (n_groups + kLanes) + g]), total[r]);
+        prefetch(codes + r * stride + at);
+        const Codes both = bytes(codes + r * stride + at);
+        const Lanes scale = spread(scales[r * (n_groups + kLanes) + g]);
+        const Lanes low = mul(values[both], scale), high = mul(values[shift_right(both, 4)], scale);
+        for (int m = 0; m < M; ++m) {
+          total[r][m] = fma(low, load(x + m * n_padded + at), total[r][m]);
+          total[r][m] = fma(high, load(x + m * n_padded + half + at), total[r][m]);
+        }
       }
     }
   }
-  for (int r = 0; r < R; ++r) sums[r] = sum(total[r]);
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) sums[r * M + m] = sum(total[r][m]);
 }
 
-// sums[r * M + m] = rows[r] . x[m] for R widened rows and M inputs, both `stride` floats apart, n of them counted.
+// sums[r * M + m] = rows[r] . x[m] for R widened rows and M inputs, n floats of each.
 template <int R, int M>
 void dot_floats(const float* rows, int64_t row_stride, const float* x, int64_t n, float* sums) {
   Lanes total[R][M];
@@ -145,16 +162,6 @@ void dot_floats(const float* rows, int64_t row_stride, const float* x, int64_t n
     for (int m = 0; m < M; ++m) sums[r * M + m] = sum(total[r][m]);
 }
 
-template <int R>
-void dot_floats(const float* rows, int64_t row_stride, const float* x, int64_t n, int n_inputs, float* sums) {
-  switch (n_inputs) {
-    case 1: return dot_floats<R, 1>(rows, row_stride, x, n, sums);
-    case 2: return dot_floats<R, 2>(rows, row_stride, x, n, sums);
-    case 3: return dot_floats<R, 3>(rows, row_stride, x, n, sums);
-    default: return dot_floats<R, 4>(rows, row_stride, x, n, sums);
-  }
-}
-
 struct Product {
   const Matrix& matrix;
   const float* x;  // (n_inputs, n_padded), zeros beyond the columns
@@ -167,29 +174,34 @@ struct Product {
     y[input * matrix.n_rows + row] = bias ? sum + bias[row] : sum;
   }
 
-  // R rows from `row` on.
+  // R rows from `row` on with all inputs.
   template <int R>
   void rows(int64_t row) const {
-    float sums[R * kInputs];
+    const int64_t room = Scratch::floats(matrix), stride = matrix.n_padded() + kLanes;
+    const float* widened = nullptr;
+    if (matrix.format.kind != kInt8Rows && !matrix.is_table_of_16()) {
+      float* floats = thread_floats(room + R * stride);
+      for (int r = 0; r < R; ++r) widen_row(matrix, row + r, Scratch(matrix, floats), floats + room + r * stride);
+      widened = floats + room;
+    }
+    int64_t input = 0;
+    for (; input + 4 <= n_inputs; input += 4) block<R, 4>(row, input, widened);
+    if (input + 2 <= n_inputs) block<R, 2>(row, input, widened), input += 2;
+    if (input < n_inputs) block<R, 1>(row, input, widened);
+  }
+
+  template <int R, int M>
+  void block(int64_t row, int64_t input, const float* widened) const {
+    float sums[R * M];
     const int64_t n = matrix.n_padded();
-    const int64_t room = Scratch::floats(matrix), stride = n + kLanes;
-    if (n_inputs == 1 && (matrix.format.kind == kInt8Rows || matrix.is_table_of_16())) {
-      if (matrix.format.kind == kInt8Rows)
-        dot_int8<R>(matrix, row, x, sums);
-      else
-        dot_table<R>(matrix, Table(matrix.format.tables[0]), row, x, thread_floats(R * (matrix.n_groups() + kLanes)), sums);
-      for (int r = 0; r < R; ++r) put(row + r, 0, sums[r]);
-      return;
-    }
-    float* floats = thread_floats(room + R * stride);
-    const Scratch scratch(matrix, floats);
-    for (int r = 0; r < R; ++r) widen_row(matrix, row + r, scratch, floats + room + r * stride);
-    for (int64_t first = 0; first < n_inputs; first += kInputs) {
-      const int count = static_cast<int>(std::min<int64_t>(kInputs, n_inputs - first));
-      dot_floats<R>(floats + room, stride, x + first * n, n, count, sums);
-      for (int r = 0; r < R; ++r)
-        for (int m = 0; m < count; ++m) put(row + r, first + m, sums[r * count + m]);
-    }
+    if (widened)
+      dot_floats<R, M>(widened, n + kLanes, x + input * n, n, sums);
+    else if (matrix.format.kind == kInt8Rows)
+      dot_int8<R, M>(matrix, row, x + input * n, sums);
+    else
+      dot_table<R, M>(matrix, row, x + input * n, sums);
+    for (int r = 0; r < R; ++r)
+      for (int m = 0; m < M; ++m) put(row + r, input + m, sums[r * M + m]);
   }
 };
 
