@@ -42,6 +42,12 @@ class Form(ctypes.Structure):
         ("tables", ctypes.c_float * _LANES * _MAX_PLANES),
     )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Form) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
     def padded(self, n_columns: int) -> int:
         """Return the columns that the library reads of an input: whole groups and whole steps of 16."""
         step = self.group or _LANES

@@ -1,6 +1,6 @@
 """Decode and prefill on a CPU: from-scratch formats against float32 and bitsandbytes on the same GPT-2 124M shape.
 
-    python scripts/bench/cpu_decode.py [--rounds 5] [--threads 2] [--work FOLDER] [--json]
+    python scripts/bench/cpu_decode.py [--rounds 5] [--threads 2] [--work FOLDER] [--prepare] [--json]
 
 Random weights, which take as long as trained ones. All models are loaded into one process and take turns: a round is
 one generation (a prompt of 32 tokens, then 31 timed ones, greedy) and one prompt of 512 tokens for each; the
@@ -15,16 +15,17 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import convert
 
 FORMATS = (
-    "hf-fp32", "scratch-int8", "scratch-iq4", "scratch-nf4", "bnb-int8", "bnb-nf4",
+    "hf-fp32", "scratch-int8", "scratch-iq4", "bnb-int8", "bnb-nf4",
 )  # fmt: skip
 FP32 = "hf-fp32"
 N_PROMPT, N_DECODE, N_PREFILL = 32, 31, 512
@@ -47,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--work", type=Path, help="keep the checkpoint in this folder")
+    parser.add_argument("--prepare", action="store_true", help="make what goes into --work, and stop there")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -57,11 +59,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ggtool-bench-") as name:
         folder = (args.work or Path(name)) / "gpt2-124m"
         convert.make_checkpoint(folder, "124m", convert.TOKENIZER)
-        result = measure(folder, args.formats.split(","), args.threads, args.rounds)
+        paths = {name: packed(folder, name) for name in args.formats.split(",")}
+        if args.prepare:
+            return
+        result = measure(paths, args.threads, args.rounds)
     print(json.dumps(result, indent=2) if args.json else table(result))
 
 
-def measure(folder: Path, formats: Sequence[str], threads: int, rounds: int) -> dict[str, object]:
+def packed(folder: Path, name: str) -> Path:
+    """Return the folder that format `name` of the checkpoint is opened from, saved first if it is one of ours."""
+    if not name.startswith("scratch-"):
+        return folder
+    out = folder.with_name(f"{folder.name}-{name}")
+    if not out.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "ggtool",
+            "quantize",
+            "--model",
+            folder,
+            "--backend",
+            name,
+            "--out",
+            out,
+        ]
+        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def measure(paths: Mapping[str, Path], threads: int, rounds: int) -> dict[str, object]:
     """Return the rates of every format, tokens a second, all samples but those of the first round."""
     from ggtool.backends import LoadOptions, SamplingParams, open_backend
     from ggtool.backends.huggingface import runtime_versions
@@ -69,12 +96,12 @@ def measure(folder: Path, formats: Sequence[str], threads: int, rounds: int) -> 
     from ggtool.formats import find_backend
 
     backends = {}
-    for name in formats:
+    for name, path in paths.items():
         print(f"loading {name}", file=sys.stderr)
-        backends[name] = open_backend(find_backend(name), folder, LoadOptions(1024, threads))
+        backends[name] = open_backend(find_backend(name), path, LoadOptions(1024, threads))
     tokens = random.Random(0).choices(range(convert.N_VOCAB), k=N_PREFILL)
     params = SamplingParams(n_predict=N_DECODE + 1, temperature=0.0, ignore_eos=True)
-    rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in formats}
+    rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in paths}
     for number in range(rounds + 1):
         for name, backend in backends.items():
             moments = [time.perf_counter() for _ in backend.generate(tokens[:N_PROMPT], params)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import functools
@@ -223,6 +224,13 @@ def test_the_matrix_is_never_whole_in_float(name: str, n_inputs: int, library: n
     with Largest() as seen:
         quantizer.matmul(x, q)
     assert 0 < seen.n_bytes <= panels.PANEL_BYTES < 4096 * 1024 * 4
+
+
+def test_quantizers_of_the_same_settings_are_equal_and_others_are_not():
+    one, same, other = (make_quantizer(name) for name in ("scratch-iq4", "scratch-iq4", "scratch-nf4"))
+    assert vars(one) == vars(same) == vars(copy.deepcopy(one)) != vars(other)
+    assert one.form == same.form != other.form
+    assert hash(one.form) == hash(same.form)
 
 
 def test_a_group_that_is_no_multiple_of_sixteen_is_left_to_torch():
