@@ -18,7 +18,6 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Clock = std::chrono::steady_clock;
 
 constexpr int kRows = 4;            // rows of W at once, so that a load of x serves four
-constexpr int64_t kAheadBytes = 4096;
 constexpr int64_t kTaskBytes = 32768;     // codes that a thread takes at a time: one that is slow holds up little
 constexpr int64_t kThreadBytes = 65536;   // fewer codes are not worth waking a thread
 
@@ -84,7 +83,37 @@ float* thread_floats(int64_t n) {
 
 // A row is shorter than what memory needs to answer, and the processor's own prefetching ends with a page: ask for the
 // codes some rows ahead, which are those of the next tasks too.
-inline void prefetch(const void* codes) { __builtin_prefetch(static_cast<const char*>(codes) + kAheadBytes); }
+template <int64_t kAheadBytes>
+inline void prefetch(const void* codes) {
+  __builtin_prefetch(static_cast<const char*>(codes) + kAheadBytes);
+}
+
+// Call `step(at, weights)` for n codes, sixteen at a time; what is missing of the last sixteen is zeros.
+template <class Step>
+inline void rest_of_int8(const int8_t* codes, int64_t at, int64_t n, const Step& step) {
+  for (; at < n; at += kLanes) {
+    int8_t rest[kLanes] = {};
+    std::memcpy(rest, codes + at, std::min<int64_t>(n - at, kLanes));
+    step(at, widen_int8(rest));
+  }
+}
+
+// codes[row] . x for one input. Row after row is one stream, which memory serves faster than four side by side.
+inline float stream_int8(const Matrix& matrix, int64_t row, const float* x) {
+  const int8_t* codes = reinterpret_cast<const int8_t*>(matrix.row(row));
+  Lanes total[4] = {zero(), zero(), zero(), zero()};
+  int64_t at = 0;
+  for (; at + 4 * kLanes <= matrix.n_columns; at += 4 * kLanes) {
+    prefetch<2048>(codes + at);
+    for (int i = 0; i < 4; ++i) {
+      const int64_t here = at + i * kLanes;
+      total[i] = fma(widen_int8(codes + here), load(x + here), total[i]);
+    }
+  }
+  rest_of_int8(codes, at, matrix.n_columns,
+               [&](int64_t here, Lanes weights) { total[0] = fma(weights, load(x + here), total[0]); });
+  return sum(add(add(total[0], total[1]), add(total[2], total[3])));
+}
 
 // sums[r * M + m] = codes[r] . x[m] for R rows of int8 and M inputs.
 template <int R, int M>
@@ -99,17 +128,12 @@ void dot_int8(const Matrix& matrix, int64_t row, const float* x, float* sums) {
   };
   int64_t at = 0;
   for (; at + 4 * kLanes <= n; at += 4 * kLanes) {
-    for (int r = 0; r < R; ++r) prefetch(codes + r * n + at);
+    for (int r = 0; r < R; ++r) prefetch<4096>(codes + r * n + at);
     for (int part = 0; part < 4 * kLanes; part += kLanes)
       for (int r = 0; r < R; ++r) step(at + part, r, widen_int8(codes + r * n + at + part));
   }
-  for (; at < n; at += kLanes) {
-    for (int r = 0; r < R; ++r) {
-      int8_t rest[kLanes] = {};
-      std::memcpy(rest, codes + r * n + at, std::min<int64_t>(n - at, kLanes));
-      step(at, r, widen_int8(rest));
-    }
-  }
+  for (int r = 0; r < R; ++r)
+    rest_of_int8(codes + r * n, at, n, [&](int64_t here, Lanes weights) { step(here, r, weights); });
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) sums[r * M + m] = sum(total[r][m]);
 }
@@ -129,7 +153,7 @@ void dot_table(const Matrix& matrix, int64_t row, const float* x, float* sums) {
   for (int64_t g = 0; g < n_groups; ++g, x += 2 * half, codes += half) {
     for (int at = 0; at < half; at += kLanes) {
       for (int r = 0; r < R; ++r) {
-        prefetch(codes + r * stride + at);
+        prefetch<4096>(codes + r * stride + at);
         const Codes both = bytes(codes + r * stride + at);
         const Lanes scale = spread(scales[r * (n_groups + kLanes) + g]);
         const Lanes low = mul(values[both], scale), high = mul(values[shift_right(both, 4)], scale);
@@ -196,6 +220,8 @@ struct Product {
     const int64_t n = matrix.n_padded();
     if (widened)
       dot_floats<R, M>(widened, n + kLanes, x + input * n, n, sums);
+    else if (matrix.format.kind == kInt8Rows && M == 1)
+      for (int r = 0; r < R; ++r) sums[r] = stream_int8(matrix, row + r, x + input * n);
     else if (matrix.format.kind == kInt8Rows)
       dot_int8<R, M>(matrix, row, x + input * n, sums);
     else
