@@ -7,6 +7,8 @@ import hashlib
 import os
 from pathlib import Path
 
+_SOURCES = (".py", ".cpp", ".h")
+
 
 def cache_folder() -> Path:
     """Return $GGTOOL_CACHE, or ggtool's folder in the user's cache."""
@@ -33,8 +35,9 @@ def sources_sha256(*folders: str) -> str:
     """Return the sha256 of the code in some of ggtool's folders."""
     digest = hashlib.sha256()
     for folder in folders:
-        for file in sorted((Path(__file__).parent / folder).rglob("*.py")):
-            digest.update(file.read_bytes())
+        for file in sorted((Path(__file__).parent / folder).rglob("*")):
+            if file.suffix in _SOURCES:
+                digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

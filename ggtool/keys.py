@@ -15,6 +15,7 @@ from typing import Any
 from ggtool.cache import sources_sha256
 from ggtool.environment import describe_machine
 from ggtool.job import TASKS, Task
+from ggtool.kernels import build
 from ggtool.plan import Plan, Target
 from ggtool.results import SCHEMA, EvalRecord
 
@@ -23,6 +24,8 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("llama-cpp-python",),
     "huggingface": ("torch", "transformers", "bitsandbytes"),
 }
+# Formats whose products are ours.
+_PACKED = "scratch-"
 # Times and peaks belong to a machine; perplexity and divergence do not.
 _MACHINE = ("os", "cpu", "cpu_count", "memory_bytes")
 
@@ -68,6 +71,8 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
         "device": what.device,
         "versions": target_versions(target),
     }
+    if what.device == "cpu" and (target.format.quantizer or "").startswith(_PACKED):
+        settings["cpu_products"] = build.way()
     if task == "quality":
         protocol = {"protocol": request.protocol, "stride": request.stride, "n_chunks": request.n_chunks}
         compared = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ggtool.kernels import panels
+from ggtool.kernels import native, panels
 
 
 def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -19,8 +19,11 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None)
     x: float (..., columns). codes: int8 (rows, columns). scales: float32 (rows,). bias: float (rows,).
     Inference only: no gradient flows.
     """
-    n_rows, n_columns = codes.shape
-    return panels.matmul(x, (n_rows, n_columns), lambda rows: codes[rows].to(torch.float32), bias, scales)
+    shape = codes.shape[0], codes.shape[1]
+    y = native.matmul(native.INT8_ROWS, x, codes, scales, shape, bias)
+    if y is not None:
+        return y
+    return panels.matmul(x, shape, lambda rows: codes[rows].to(torch.float32), bias, scales)
 
 
 def matmul_reference(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:

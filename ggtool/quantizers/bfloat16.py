@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ggtool.kernels import native
+from ggtool.kernels.native import Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.widened import WidenedByPanels
 
@@ -24,6 +26,11 @@ class BFloat16(WidenedByPanels):
     def for_tables(self) -> Quantizer:
         """The same: whoever asks for 16 bits asks for them everywhere."""
         return self
+
+    @property
+    def form(self) -> Form:
+        """Upper halves."""
+        return native.BFLOAT16
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return the rounded upper halves of a finite `weight` (rows, columns)."""

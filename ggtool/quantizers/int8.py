@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ggtool.kernels import native
+from ggtool.kernels.native import Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import MAX_CODE, round_to_int8
 from ggtool.quantizers.groups import pad_columns, row_panels
@@ -13,6 +15,7 @@ from ggtool.quantizers.widened import WidenedByPanels
 GROUP = 64
 _LAST_CODE = 255
 _OFFSET = 128
+_GROUPS = native.int8_groups(GROUP)
 
 
 class Int8PerGroup(WidenedByPanels):
@@ -25,6 +28,11 @@ class Int8PerGroup(WidenedByPanels):
     def for_tables(self) -> Quantizer:
         """The same: every row of a table is whole groups."""
         return self
+
+    @property
+    def form(self) -> Form:
+        """A scale for each group."""
+        return _GROUPS
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return codes and scales for a finite `weight` (rows, columns); scales saturate at 65504."""
@@ -51,6 +59,11 @@ class Int8Affine(WidenedByPanels):
     def for_tables(self) -> Quantizer:
         """The same: a table's rows have steps of their own too."""
         return self
+
+    @property
+    def form(self) -> Form:
+        """A step and an offset for each row."""
+        return native.INT8_AFFINE
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return codes and scales for a finite `weight` (rows, columns)."""

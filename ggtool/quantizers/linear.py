@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ggtool.kernels import native
 from ggtool.quantizers import QuantizedTensor, Quantizer
 
 
@@ -61,3 +62,8 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, indices: Tensor) -> Tensor:
         """Integer (...) to float32 (..., embedding_dim)."""
         return self.matrix.quantizer.gather(indices, self.matrix.quantized)
+
+
+def cpu_products() -> str | None:
+    """Return how packed products were computed on the CPU in this process, None if there were none."""
+    return native.description()

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ggtool.kernels import planes
+from ggtool.kernels import native, planes
+from ggtool.kernels.native import Form
 from ggtool.kernels.planes import Plane
 from ggtool.quantizers import QuantizedTensor
 from ggtool.quantizers.groups import group_panels
@@ -68,6 +69,12 @@ class TableQuantizer(WidenedByPanels):
         self.values = values
         self.group = group
         self._planes = _planes_of(values)
+        self._form = native.in_planes(self._planes, group, scales_per_group=1)
+
+    @property
+    def form(self) -> Form | None:
+        """Planes that share a scale."""
+        return self._form
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return codes and scales for a finite `weight` (rows, columns); scales saturate at 65504."""

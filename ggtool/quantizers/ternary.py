@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ggtool.kernels import planes
+from ggtool.kernels import native, planes
+from ggtool.kernels.native import Form
 from ggtool.kernels.planes import Plane
 from ggtool.quantizers import QuantizedTensor
 from ggtool.quantizers.groups import group_panels
@@ -34,6 +35,12 @@ class Ternary(WidenedByPanels):
 
     def __init__(self, n_planes: int) -> None:
         self.n_planes = n_planes
+        self._form = native.in_planes((PLANE,) * n_planes, GROUP, scales_per_group=n_planes)
+
+    @property
+    def form(self) -> Form | None:
+        """Planes with a scale each."""
+        return self._form
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return codes and scales for a finite `weight` (rows, columns); scales saturate at 65504."""

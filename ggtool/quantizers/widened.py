@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ggtool.kernels import panels
+from ggtool.kernels import native, panels
+from ggtool.kernels.native import Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import Int8PerChannel
 
@@ -18,6 +19,11 @@ class WidenedByPanels(ABC):
     def for_tables(self) -> Quantizer:
         """Int8 per row: it serves gather and logits, and a head below 8 bits costs more than it saves."""
         return Int8PerChannel()
+
+    @property
+    def form(self) -> Form | None:
+        """How the C++ products are told of the codes and scales; None where they do not know them."""
+        return None
 
     @abstractmethod
     def quantize(self, weight: Tensor) -> QuantizedTensor:
@@ -33,6 +39,9 @@ class WidenedByPanels(ABC):
 
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
         """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
+        y = native.matmul(self.form, x, quantized.codes, quantized.scales, quantized.shape, bias)
+        if y is not None:
+            return y
         return panels.matmul(x, quantized.shape, lambda rows: self.dequantize(quantized.rows(rows)), bias)
 
     def gather(self, indices: Tensor, quantized: QuantizedTensor) -> Tensor:

@@ -1,0 +1,203 @@
+"""Products with packed matrices on a CPU, in C++ (`ggtool/kernels/cpu/`) where a compiler is at hand.
+
+`matmul` returns None wherever the library does not serve, and the caller computes with torch. Activations stay
+float32 and are never rounded. The library starts no threads: it is given the GOMP_parallel that torch itself runs
+on, because two OpenMP pools on the same cores spin against each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ggtool.kernels import panels
+from ggtool.kernels.build import NoLibraryError, built
+from ggtool.kernels.planes import Plane
+
+# Rows of activations that share one pass over the packed weights; from more on, panels and a float product are faster.
+MAX_INPUTS = 8
+
+_LANES = 16
+_MAX_PLANES = 3
+_INT8_ROWS, _INT8_AFFINE, _INT8_GROUPS, _PLANES, _BFLOAT16 = range(5)
+
+
+class Form(ctypes.Structure):
+    """What all matrices of one quantizer share: `struct Format` in cpu/formats.h, field by field."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("n_planes", ctypes.c_int32),
+        ("scales_per_group", ctypes.c_int32),
+        ("bases", ctypes.c_int32 * _MAX_PLANES),
+        ("tables", ctypes.c_float * _LANES * _MAX_PLANES),
+    )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Form) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    def padded(self, n_columns: int) -> int:
+        """Return the columns that the library reads of an input: whole groups and whole steps of 16."""
+        step = self.group or _LANES
+        return int(-(-n_columns // step) * step)
+
+
+INT8_ROWS = Form(kind=_INT8_ROWS)
+INT8_AFFINE = Form(kind=_INT8_AFFINE)
+BFLOAT16 = Form(kind=_BFLOAT16)
+
+
+def int8_groups(group: int) -> Form:
+    """Return the form of int8 codes (rows, groups, group) with a scale for each group, a multiple of 16."""
+    return Form(kind=_INT8_GROUPS, group=group, scales_per_group=1)
+
+
+def in_planes(planes: tuple[Plane, ...], group: int, scales_per_group: int) -> Form | None:
+    """Return the form of the layout in `ggtool.kernels.planes`, or None where the library does not know it."""
+    if group % _LANES or len(planes) > _MAX_PLANES or any(p.base not in (16, 4, 3, 2) for p in planes):
+        return None
+    form = Form(kind=_PLANES, group=group, n_planes=len(planes), scales_per_group=scales_per_group)
+    for index, plane in enumerate(planes):
+        form.bases[index] = plane.base
+        # Looked up by four bits: a smaller table again and again, so that bits of the next code do no harm.
+        form.tables[index][:] = [plane.values[i % plane.base] for i in range(_LANES)]
+    return form
+
+
+def description() -> str | None:
+    """Return which way packed products took in this process, None if there was none on a CPU."""
+    if not _load.cache_info().currsize:
+        return None
+    library = _load()
+    return f"torch ({library})" if isinstance(library, NoLibraryError) else f"C++ {library.instructions}"
+
+
+def matmul(
+    form: Form | None,
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    shape: tuple[int, int],
+    bias: Tensor | None = None,
+) -> Tensor | None:
+    """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`; None where the library does not serve.
+
+    form, codes, scales: W as its quantizer packs it. shape: (rows, columns) of W. bias: float (rows,).
+    """
+    if codes.device.type != "cpu" or form is None or (x.requires_grad and torch.is_grad_enabled()):
+        return None
+    library = _load()
+    if isinstance(library, NoLibraryError):
+        return None
+    n_rows, n_columns = shape
+    if x.numel() > MAX_INPUTS * n_columns:
+        on_sums = scales if form.kind == _INT8_ROWS else None
+        return panels.matmul(x, shape, library.widener(form, codes, scales, shape), bias, on_sums)
+    flat = x.reshape(-1, n_columns).to(torch.float32)
+    if (extra := form.padded(n_columns) - n_columns) > 0:
+        flat = F.pad(flat, (0, extra))
+    y = flat.new_empty(len(flat), n_rows)
+    library.product(form, codes, scales, shape, flat.contiguous(), bias, y)
+    return y.to(x.dtype).view(*x.shape[:-1], n_rows)
+
+
+def widen(form: Form, codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    """Return W (of INT8_ROWS its codes) in float32, shape (rows, columns); None where the library does not serve."""
+    library = _load()
+    if isinstance(library, NoLibraryError):
+        return None
+    return library.widener(form, codes, scales, shape)(slice(None))
+
+
+@dataclass(frozen=True)
+class _Library:
+    """The loaded functions, the address of GOMP_parallel (0 without one), and the instructions it was compiled for."""
+
+    functions: Any
+    parallel: int
+    instructions: str
+
+    def product(
+        self,
+        form: Form,
+        codes: Tensor,
+        scales: Tensor,
+        shape: tuple[int, int],
+        x: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+    ) -> None:
+        """Fill y (inputs, rows) for float32 x (inputs, padded columns), both contiguous."""
+        if bias is not None:
+            bias = bias.to(torch.float32).contiguous()
+        codes, scales = codes.contiguous(), _dense(scales)
+        self.functions.ggtool_product(
+            form, codes.data_ptr(), scales.data_ptr(), scales.stride(0), scales.dtype == torch.float16, *shape,
+            x.data_ptr(), len(x), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            self.parallel, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def widener(
+        self, form: Form, codes: Tensor, scales: Tensor, shape: tuple[int, int]
+    ) -> Callable[[slice], Tensor]:
+        """Return what widens a slice of rows, each time into the same memory."""
+        memory: list[Tensor] = []
+
+        def widen_rows(rows: slice) -> Tensor:
+            some, theirs = codes[rows].contiguous(), _dense(scales[rows])
+            if not memory:
+                memory.append(torch.empty(len(some), shape[1]))
+            out = memory[0][: len(some)]
+            self.functions.ggtool_widen(
+                form, some.data_ptr(), theirs.data_ptr(), theirs.stride(0), theirs.dtype == torch.float16,
+                len(some), shape[1], out.data_ptr(), self.parallel, torch.get_num_threads(),
+            )  # fmt: skip
+            return out
+
+        return widen_rows
+
+
+def _dense(scales: Tensor) -> Tensor:
+    # One number for all rows is a vector of stride 0 and stays one.
+    return scales if scales.dim() == 1 else scales.contiguous()
+
+
+@functools.cache
+def _load() -> _Library | NoLibraryError:
+    file = built()
+    if isinstance(file, NoLibraryError):
+        return file
+    try:
+        functions = ctypes.CDLL(str(file))
+    except OSError as error:
+        return NoLibraryError(f"the compiled library does not load: {error}")
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    matrix: list[Any] = [ctypes.POINTER(Form), pointer, pointer, size, number, size, size]
+    functions.ggtool_product.argtypes = [*matrix, pointer, size, pointer, pointer, pointer, number]
+    functions.ggtool_product.restype = None
+    functions.ggtool_widen.argtypes = [*matrix, pointer, pointer, number]
+    functions.ggtool_widen.restype = None
+    functions.ggtool_instructions.restype = ctypes.c_char_p
+    return _Library(functions, _parallel(), functions.ggtool_instructions().decode())
+
+
+def _parallel() -> int:
+    """Return the address of the GOMP_parallel that torch uses, 0 where it uses another runtime."""
+    folder = Path(torch.__file__).parent / "lib"
+    beside = [file for name in ("libgomp*", "libiomp5*", "libomp*") for file in sorted(folder.glob(name))]
+    # None: not beside torch, but loaded by it for all to see.
+    runtime = ctypes.CDLL(str(beside[0]) if beside else None)
+    found = getattr(runtime, "GOMP_parallel", None)
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0

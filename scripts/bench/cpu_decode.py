@@ -1,0 +1,154 @@
+"""Decode and prefill on a CPU: from-scratch formats against float32 and bitsandbytes on the same GPT-2 124M shape.
+
+    python scripts/bench/cpu_decode.py [--rounds 5] [--threads 2] [--work FOLDER] [--prepare] [--json]
+
+Random weights, which take as long as trained ones. All models are loaded into one process and take turns: a round is
+one generation (a prompt of 32 tokens, then 31 timed ones, greedy) and one prompt of 512 tokens for each; the
+first round is thrown away. Rates are medians, and every claim is a ratio within the run. Everyone goes through the same
+transformers code; OMP_NUM_THREADS, the only thing that bitsandbytes listens to, is set to the number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import convert
+
+FORMATS = (
+    "hf-fp32", "scratch-int8", "scratch-iq4", "bnb-int8", "bnb-nf4",
+)  # fmt: skip
+FP32 = "hf-fp32"
+N_PROMPT, N_DECODE, N_PREFILL = 32, 31, 512
+# What is wanted: rate, format, peer, ratio.
+TARGETS = (
+    ("decode", "scratch-int8", FP32, 1.8),
+    ("decode", "scratch-iq4", FP32, 2.3),
+    ("decode", "scratch-int8", "bnb-int8", 4.0),
+    ("decode", "scratch-iq4", "bnb-int8", 4.0),
+    ("decode", "scratch-int8", "bnb-nf4", 4.0),
+    ("decode", "scratch-iq4", "bnb-nf4", 4.0),
+    ("prefill", "scratch-int8", FP32, 0.7),
+    ("prefill", "scratch-iq4", FP32, 0.7),
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--work", type=Path, help="keep the checkpoint in this folder")
+    parser.add_argument("--prepare", action="store_true", help="make what goes into --work, and stop there")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ |= {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory(prefix="ggtool-bench-") as name:
+        folder = (args.work or Path(name)) / "gpt2-124m"
+        convert.make_checkpoint(folder, "124m", convert.TOKENIZER)
+        paths = {name: packed(folder, name) for name in args.formats.split(",")}
+        if args.prepare:
+            return
+        result = measure(paths, args.threads, args.rounds)
+    print(json.dumps(result, indent=2) if args.json else table(result))
+
+
+def packed(folder: Path, name: str) -> Path:
+    """Return the folder that format `name` of the checkpoint is opened from, saved first if it is one of ours."""
+    if not name.startswith("scratch-"):
+        return folder
+    out = folder.with_name(f"{folder.name}-{name}")
+    if not out.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "ggtool",
+            "quantize",
+            "--model",
+            folder,
+            "--backend",
+            name,
+            "--out",
+            out,
+        ]
+        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def measure(paths: Mapping[str, Path], threads: int, rounds: int) -> dict[str, object]:
+    """Return the rates of every format, tokens a second, all samples but those of the first round."""
+    from ggtool.backends import LoadOptions, SamplingParams, open_backend
+    from ggtool.backends.huggingface import runtime_versions
+    from ggtool.environment import describe_machine
+    from ggtool.formats import find_backend
+
+    backends = {}
+    for name, path in paths.items():
+        print(f"loading {name}", file=sys.stderr)
+        backends[name] = open_backend(find_backend(name), path, LoadOptions(1024, threads))
+    tokens = random.Random(0).choices(range(convert.N_VOCAB), k=N_PREFILL)
+    params = SamplingParams(n_predict=N_DECODE + 1, temperature=0.0, ignore_eos=True)
+    rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in paths}
+    for number in range(rounds + 1):
+        for name, backend in backends.items():
+            moments = [time.perf_counter() for _ in backend.generate(tokens[:N_PROMPT], params)]
+            decode_s = moments[-1] - moments[0]
+            started = time.perf_counter()
+            backend.logits(tokens, N_PREFILL - 1)
+            prefill_s = time.perf_counter() - started
+            if number:
+                rates[name]["decode"].append(N_DECODE / decode_s)
+                rates[name]["prefill"].append(N_PREFILL / prefill_s)
+    weights = {name: backend.footprint().weights_bytes for name, backend in backends.items()}
+    return {
+        "rates": rates,
+        "weights_bytes": weights,
+        "threads": threads,
+        "rounds": rounds,
+        "environment": {**describe_machine(), **runtime_versions()},
+    }
+
+
+def table(result: dict) -> str:
+    """Return the medians, then each wanted ratio beside the one that was measured."""
+    environment = result["environment"]
+    names = ("cpu", "torch", "transformers", "bitsandbytes", "cpu_products")
+    said = "; ".join(f"{name} {environment[name]}" for name in names if name in environment)
+    lines = [f"{said}; {result['threads']} threads, {result['rounds']} rounds", ""]
+    medians = {
+        name: {kind: statistics.median(samples) for kind, samples in kinds.items()}
+        for name, kinds in result["rates"].items()
+    }
+    lines.append(
+        f"{'format':14} {'MB':>6} {'decode t/s':>11} {'lowest':>7} {'highest':>7} {'prefill t/s':>12}"
+    )
+    for name, rate in medians.items():
+        samples = result["rates"][name]["decode"]
+        lines.append(
+            f"{name:14} {result['weights_bytes'][name] / 1e6:6.1f} {rate['decode']:11.1f} {min(samples):7.1f} "
+            f"{max(samples):7.1f} {rate['prefill']:12.0f}"
+        )
+    lines += ["", f"{'ratio':8} {'of':14} {'to':10} {'measured':>9} {'wanted':>7}"]
+    for kind, mine, peer, wanted in TARGETS:
+        if mine in medians and peer in medians:
+            ratio = medians[mine][kind] / medians[peer][kind]
+            mark = "" if ratio >= wanted else "  missed"
+            lines.append(f"{kind:8} {mine:14} {peer:10} {ratio:9.2f} {wanted:7.1f}{mark}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
