@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 N_EMBD, N_FF, N_LAYER, N_HEAD, N_HEAD_KV, N_VOCAB, N_CTX = 64, 160, 2, 4, 2, 320, 64
 
 
-def build_tiny_llama(folder: Path, *, tied: bool) -> Path:
+def build_tiny_llama(folder: Path, *, tied: bool, n_ff: int = N_FF) -> Path:
     """Write the model into `folder`; an untied one has an output head of its own."""
     config = LlamaConfig(
         hidden_size=N_EMBD,
-        intermediate_size=N_FF,
+        intermediate_size=n_ff,
         num_hidden_layers=N_LAYER,
         num_attention_heads=N_HEAD,
         num_key_value_heads=N_HEAD_KV,
