@@ -111,7 +111,7 @@ def test_what_cannot_be_asked_of_the_library_is_refused(name: str, says: str):
 def test_a_shape_that_the_library_restores_wrongly_is_refused_by_name(tmp_path: Path):
     # 160 columns are no multiple of 64; its codes are right there, what it makes of them on a CPU is not.
     folder = build_tiny_gpt2(tmp_path / "odd", n_embd=40)
-    with pytest.raises(MeasureError, match="restores 4-bit weights wrongly .* with 160 columns"):
+    with pytest.raises(MeasureError, match=r"restores 4-bit weights wrongly .* with 160 columns"):
         bnb.NF4.load(folder, "cpu")
     with torch.inference_mode():
         assert bnb.INT8.load(folder, "cpu")(torch.arange(16)[None]).logits.isfinite().all()
