@@ -71,12 +71,12 @@ class BitsAndBytes:
         There the columns are no whole blocks of 64: a model of 288 columns had six times its perplexity.
         """
         from bitsandbytes import functional
+        from bitsandbytes.nn import Linear4bit
 
-        layers = {name: module for name, module in model.named_modules() if hasattr(module, "compute_dtype")}
         uneven = {
             module.in_features: name
-            for name, module in layers.items()
-            if module.in_features % module.weight.blocksize
+            for name, module in model.named_modules()
+            if isinstance(module, Linear4bit) and module.in_features % module.weight.blocksize
         }
         for columns, name in uneven.items():
             weight = torch.randn(64, columns, generator=torch.Generator().manual_seed(0))

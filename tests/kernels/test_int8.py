@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_float import LargestFloat
 
 from ggtool.kernels import int8, panels
 
@@ -56,18 +56,9 @@ def test_columns_that_are_not_contiguous_are_accepted():
 
 
 def test_the_matrix_is_never_whole_in_float():
-    class Largest(TorchDispatchMode):
-        n_bytes = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.is_floating_point():
-                self.n_bytes = max(self.n_bytes, result.untyped_storage().nbytes())
-            return result
-
     codes, scales = packed(4096, 1024)
     x = torch.randn(1, 1024)
-    with Largest() as seen:
+    with LargestFloat() as seen:
         int8.matmul(x, codes, scales)
     assert 0 < seen.n_bytes <= panels.PANEL_BYTES < codes.numel() * 4
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_float import LargestFloat
 
 from ggtool import cache
 from ggtool.kernels import build, native, panels
@@ -206,22 +206,13 @@ def test_gradients_are_not_dropped_in_silence(library: native._Library):
 @pytest.mark.parametrize("name", ["scratch-int8", "scratch-iq4", "scratch-ternary2"])
 @pytest.mark.parametrize("n_inputs", [1, 8, 100])
 def test_the_matrix_is_never_whole_in_float(name: str, n_inputs: int, library: native._Library):
-    class Largest(TorchDispatchMode):
-        n_bytes = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.is_floating_point():
-                self.n_bytes = max(self.n_bytes, result.untyped_storage().nbytes())
-            return result
-
     quantizer = make_quantizer(name)
     some = quantized(name, (16, 1024))
     repeats = [256] + [1] * (some.codes.dim() - 1)
     scale_repeats = [256] + [1] * (some.scales.dim() - 1)
     q = QuantizedTensor(some.codes.repeat(repeats), some.scales.repeat(scale_repeats), (4096, 1024))
     x = torch.randn(n_inputs, 1024)
-    with Largest() as seen:
+    with LargestFloat() as seen:
         quantizer.matmul(x, q)
     assert 0 < seen.n_bytes <= panels.PANEL_BYTES < 4096 * 1024 * 4
 
