@@ -71,8 +71,11 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
         "device": what.device,
         "versions": target_versions(target),
     }
-    if what.device == "cpu" and (target.format.quantizer or "").startswith(_PACKED):
-        settings["cpu_products"] = build.way()
+    if (target.format.quantizer or "").startswith(_PACKED):
+        if what.device == "cpu":
+            settings["cpu_products"] = build.way()
+        else:
+            settings["gpu_products"] = "torch" if build.is_switched_off() else "Triton"
     if task == "quality":
         protocol = {"protocol": request.protocol, "stride": request.stride, "n_chunks": request.n_chunks}
         compared = (

@@ -33,7 +33,7 @@ from ggtool.quantizers import Quantizer, load_attribute
 from ggtool.quantizers.bnb import BitsAndBytes
 from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.footprint import weight_bytes
-from ggtool.quantizers.linear import cpu_products
+from ggtool.quantizers.linear import product_ways
 from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import count_params, load_float, read_config, skeleton
 from ggtool.quantizers.saved import load_quantized
@@ -48,12 +48,11 @@ _DRIVER = Path("/sys/module/nvidia/version")
 
 
 def runtime_versions() -> dict[str, str]:
-    """Return the versions of what computes here, and the way of packed products; the GPU and its driver once CUDA was used."""
+    """Return the versions of what computes here, and the ways of packed products; the GPU and its driver once CUDA was used."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if bitsandbytes := sys.modules.get("bitsandbytes"):
         versions["bitsandbytes"] = bitsandbytes.__version__
-    if way := cpu_products():
-        versions["cpu_products"] = way
+    versions |= product_ways()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch forgot to annotate it
         versions["cuda"] = str(torch.version.cuda)
         versions["cuda_device"] = torch.cuda.get_device_name()

@@ -37,10 +37,15 @@ class NoLibraryError(Exception):
     """The products cannot be had in C++ here; the message is the reason, in a few words."""
 
 
+def is_switched_off() -> bool:
+    """Tell whether the user asked for torch's products instead of compiled ones."""
+    return os.environ.get(SWITCH, "1") == "0"
+
+
 @functools.cache
 def built() -> Path | NoLibraryError:
     """Return the compiled library, making it if the cache has none, or why there is none; the reason is also logged, once."""
-    if os.environ.get(SWITCH, "1") == "0":
+    if is_switched_off():
         return NoLibraryError(f"{SWITCH}=0")
     try:
         return _build()

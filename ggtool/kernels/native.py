@@ -20,60 +20,10 @@ from torch.nn import functional as F
 
 from ggtool.kernels import panels
 from ggtool.kernels.build import NoLibraryError, built
-from ggtool.kernels.planes import Plane
+from ggtool.kernels.form import INT8_ROWS, Form
 
 # Rows of activations that share one pass over the packed weights; from more on, panels and a float product are faster.
 MAX_INPUTS = 8
-
-_LANES = 16
-_MAX_PLANES = 3
-_INT8_ROWS, _INT8_AFFINE, _INT8_GROUPS, _PLANES, _BFLOAT16 = range(5)
-
-
-class Form(ctypes.Structure):
-    """What all matrices of one quantizer share: `struct Format` in cpu/formats.h, field by field."""
-
-    _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("group", ctypes.c_int32),
-        ("n_planes", ctypes.c_int32),
-        ("scales_per_group", ctypes.c_int32),
-        ("bases", ctypes.c_int32 * _MAX_PLANES),
-        ("tables", ctypes.c_float * _LANES * _MAX_PLANES),
-    )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Form) and bytes(self) == bytes(other)
-
-    def __hash__(self) -> int:
-        return hash(bytes(self))
-
-    def padded(self, n_columns: int) -> int:
-        """Return the columns that the library reads of an input: whole groups and whole steps of 16."""
-        step = self.group or _LANES
-        return int(-(-n_columns // step) * step)
-
-
-INT8_ROWS = Form(kind=_INT8_ROWS)
-INT8_AFFINE = Form(kind=_INT8_AFFINE)
-BFLOAT16 = Form(kind=_BFLOAT16)
-
-
-def int8_groups(group: int) -> Form:
-    """Return the form of int8 codes (rows, groups, group) with a scale for each group, a multiple of 16."""
-    return Form(kind=_INT8_GROUPS, group=group, scales_per_group=1)
-
-
-def in_planes(planes: tuple[Plane, ...], group: int, scales_per_group: int) -> Form | None:
-    """Return the form of the layout in `ggtool.kernels.planes`, or None where the library does not know it."""
-    if group % _LANES or len(planes) > _MAX_PLANES or any(p.base not in (16, 4, 3, 2) for p in planes):
-        return None
-    form = Form(kind=_PLANES, group=group, n_planes=len(planes), scales_per_group=scales_per_group)
-    for index, plane in enumerate(planes):
-        form.bases[index] = plane.base
-        # Looked up by four bits: a smaller table again and again, so that bits of the next code do no harm.
-        form.tables[index][:] = [plane.values[i % plane.base] for i in range(_LANES)]
-    return form
 
 
 def description() -> str | None:
@@ -103,7 +53,7 @@ def matmul(
         return None
     n_rows, n_columns = shape
     if x.numel() > MAX_INPUTS * n_columns:
-        on_sums = scales if form.kind == _INT8_ROWS else None
+        on_sums = scales if form == INT8_ROWS else None
         return panels.matmul(x, shape, library.widener(form, codes, scales, shape), bias, on_sums)
     flat = x.reshape(-1, n_columns).to(torch.float32)
     if (extra := form.padded(n_columns) - n_columns) > 0:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ggtool.kernels import native
-from ggtool.kernels.native import Form
+from ggtool.kernels.form import BFLOAT16, Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.widened import WidenedByPanels
 
@@ -30,7 +29,7 @@ class BFloat16(WidenedByPanels):
     @property
     def form(self) -> Form:
         """Upper halves."""
-        return native.BFLOAT16
+        return BFLOAT16
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return the rounded upper halves of a finite `weight` (rows, columns)."""

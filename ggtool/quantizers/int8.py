@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ggtool.kernels import native
-from ggtool.kernels.native import Form
+from ggtool.kernels.form import INT8_AFFINE, Form, int8_groups
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import MAX_CODE, round_to_int8
 from ggtool.quantizers.groups import pad_columns, row_panels
@@ -15,7 +14,7 @@ from ggtool.quantizers.widened import WidenedByPanels
 GROUP = 64
 _LAST_CODE = 255
 _OFFSET = 128
-_GROUPS = native.int8_groups(GROUP)
+_GROUPS = int8_groups(GROUP)
 
 
 class Int8PerGroup(WidenedByPanels):
@@ -63,7 +62,7 @@ class Int8Affine(WidenedByPanels):
     @property
     def form(self) -> Form:
         """A step and an offset for each row."""
-        return native.INT8_AFFINE
+        return INT8_AFFINE
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Return codes and scales for a finite `weight` (rows, columns)."""

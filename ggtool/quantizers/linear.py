@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ggtool.kernels import native
+from ggtool.kernels import gpu, native
 from ggtool.quantizers import QuantizedTensor, Quantizer
 
 
@@ -64,6 +64,7 @@ class QuantizedEmbedding(nn.Module):
         return self.matrix.quantizer.gather(indices, self.matrix.quantized)
 
 
-def cpu_products() -> str | None:
-    """Return how packed products were computed on the CPU in this process, None if there were none."""
-    return native.description()
+def product_ways() -> dict[str, str]:
+    """Return how packed products were computed in this process, on the CPU and on the GPU, where there were any."""
+    ways = {"cpu_products": native.description(), "gpu_products": gpu.description()}
+    return {name: way for name, way in ways.items() if way is not None}

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ggtool.kernels import native, planes
-from ggtool.kernels.native import Form
+from ggtool.kernels import planes
+from ggtool.kernels.form import Form, in_planes
 from ggtool.kernels.planes import Plane
 from ggtool.quantizers import QuantizedTensor
 from ggtool.quantizers.groups import group_panels
@@ -69,7 +69,7 @@ class TableQuantizer(WidenedByPanels):
         self.values = values
         self.group = group
         self._planes = _planes_of(values)
-        self._form = native.in_planes(self._planes, group, scales_per_group=1)
+        self._form = in_planes(self._planes, group, scales_per_group=1)
 
     @property
     def form(self) -> Form | None:

@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ggtool.kernels import native, planes
-from ggtool.kernels.native import Form
+from ggtool.kernels import planes
+from ggtool.kernels.form import Form, in_planes
 from ggtool.kernels.planes import Plane
 from ggtool.quantizers import QuantizedTensor
 from ggtool.quantizers.groups import group_panels
@@ -35,7 +35,7 @@ class Ternary(WidenedByPanels):
 
     def __init__(self, n_planes: int) -> None:
         self.n_planes = n_planes
-        self._form = native.in_planes((PLANE,) * n_planes, GROUP, scales_per_group=n_planes)
+        self._form = in_planes((PLANE,) * n_planes, GROUP, scales_per_group=n_planes)
 
     @property
     def form(self) -> Form | None:

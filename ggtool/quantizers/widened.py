@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ggtool.kernels import native, panels
-from ggtool.kernels.native import Form
+from ggtool.kernels import panels, products
+from ggtool.kernels.form import Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import Int8PerChannel
 
@@ -22,7 +22,7 @@ class WidenedByPanels(ABC):
 
     @property
     def form(self) -> Form | None:
-        """How the C++ products are told of the codes and scales; None where they do not know them."""
+        """How the compiled products are told of the codes and scales; None where they do not know them."""
         return None
 
     @abstractmethod
@@ -39,7 +39,7 @@ class WidenedByPanels(ABC):
 
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
         """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
-        y = native.matmul(self.form, x, quantized.codes, quantized.scales, quantized.shape, bias)
+        y = products.matmul(self.form, x, quantized.codes, quantized.scales, quantized.shape, bias)
         if y is not None:
             return y
         return panels.matmul(x, quantized.shape, lambda rows: self.dequantize(quantized.rows(rows)), bias)

@@ -22,6 +22,7 @@ from largest_float import LargestFloat
 
 from ggtool import cache
 from ggtool.kernels import build, native, panels
+from ggtool.kernels.form import INT8_ROWS, in_planes
 from ggtool.quantizers import QUANTIZERS, QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import Int8PerChannel
 from ggtool.quantizers.saved import make_quantizer
@@ -128,11 +129,11 @@ def test_rows_are_widened_bit_for_bit_as_torch_does(name: str, instructions: str
     quantizer = make_quantizer(name)
     for shape in SHAPES:
         q = quantized(name, shape)
-        form = quantizer.form if isinstance(quantizer, WidenedByPanels) else native.INT8_ROWS
+        form = quantizer.form if isinstance(quantizer, WidenedByPanels) else INT8_ROWS
         assert form is not None
         got = native.widen(form, q.codes, q.scales, shape)
         assert got is not None
-        want = q.codes.float() if form is native.INT8_ROWS else quantizer.dequantize(q)
+        want = q.codes.float() if form is INT8_ROWS else quantizer.dequantize(q)
         assert torch.equal(got, want), shape
 
 
@@ -172,7 +173,7 @@ def test_threads_that_come_late_are_left_out_for_a_while(library: native._Librar
     torch.set_num_threads(2)
     counts = []
     for _ in range(1 + 32 + 1 + 64 + 1):
-        late_library.product(native.INT8_ROWS, q.codes, q.scales, q.shape, x, None, y)
+        late_library.product(INT8_ROWS, q.codes, q.scales, q.shape, x, None, y)
         counts.append(len(called))
     assert counts == [1] * 33 + [2] * 65 + [3]
     assert called == [2, 2, 2]
@@ -226,8 +227,8 @@ def test_quantizers_of_the_same_settings_are_equal_and_others_are_not():
 
 def test_a_group_that_is_no_multiple_of_sixteen_is_left_to_torch():
     plane = make_quantizer("scratch-int4")._planes
-    assert native.in_planes(plane, 20, 1) is None
-    assert native.in_planes(plane, 48, 1) is not None
+    assert in_planes(plane, 20, 1) is None
+    assert in_planes(plane, 48, 1) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Decode and prefill on a CPU: from-scratch formats against float32 and bitsandbytes on the same GPT-2 124M shape.
+"""Decode and prefill: from-scratch formats against float and bitsandbytes on the same GPT-2 124M shape, on a CPU or a GPU.
 
-    python scripts/bench/cpu_decode.py [--rounds 5] [--threads 2] [--work FOLDER] [--prepare] [--json]
+    python scripts/bench/decode.py [--device cuda] [--rounds 5] [--threads 2] [--work FOLDER] [--prepare] [--json]
 
 Random weights, which take as long as trained ones. All models are loaded into one process and take turns: a round is
 one generation (a prompt of 32 tokens, then 31 timed ones, greedy) and one prompt of 512 tokens for each; the
@@ -24,29 +24,32 @@ from pathlib import Path
 
 import convert
 
-FORMATS = (
-    "hf-fp32", "scratch-int8", "scratch-iq4", "bnb-int8", "bnb-nf4",
-)  # fmt: skip
+SCRATCH = ("scratch-int8", "scratch-iq4")
+BNB = ("bnb-int8", "bnb-nf4")
+FORMATS = {"cpu": ("hf-fp32", *SCRATCH, *BNB), "cuda": ("hf-fp32", "hf-fp16", *SCRATCH, *BNB)}
 FP32 = "hf-fp32"
 N_PROMPT, N_DECODE, N_PREFILL = 32, 31, 512
 # What is wanted: rate, format, peer, ratio.
-TARGETS = (
-    ("decode", "scratch-int8", FP32, 1.8),
-    ("decode", "scratch-iq4", FP32, 2.3),
-    ("decode", "scratch-int8", "bnb-int8", 4.0),
-    ("decode", "scratch-iq4", "bnb-int8", 4.0),
-    ("decode", "scratch-int8", "bnb-nf4", 4.0),
-    ("decode", "scratch-iq4", "bnb-nf4", 4.0),
-    ("prefill", "scratch-int8", FP32, 0.7),
-    ("prefill", "scratch-iq4", FP32, 0.7),
-)
+TARGETS = {
+    "cpu": (
+        ("decode", "scratch-int8", FP32, 1.8),
+        ("decode", "scratch-iq4", FP32, 2.3),
+        *(("decode", mine, peer, 4.0) for peer in BNB for mine in SCRATCH),
+        *(("prefill", mine, FP32, 0.7) for mine in SCRATCH),
+    ),
+    "cuda": (
+        *(("decode", mine, peer, 1.0) for peer in BNB for mine in SCRATCH),
+        *(("prefill", mine, FP32, 0.93) for mine in SCRATCH),
+    ),
+}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--device", choices=sorted(FORMATS), default="cpu")
+    parser.add_argument("--formats", help="parted by commas")
     parser.add_argument("--work", type=Path, help="keep the checkpoint in this folder")
     parser.add_argument("--prepare", action="store_true", help="make what goes into --work, and stop there")
     parser.add_argument("--json", action="store_true")
@@ -58,11 +61,12 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory(prefix="ggtool-bench-") as name:
         folder = (args.work or Path(name)) / "gpt2-124m"
+        names = args.formats.split(",") if args.formats else FORMATS[args.device]
         convert.make_checkpoint(folder, "124m", convert.TOKENIZER)
-        paths = {name: packed(folder, name) for name in args.formats.split(",")}
+        paths = {name: packed(folder, name) for name in names}
         if args.prepare:
             return
-        result = measure(paths, args.threads, args.rounds)
+        result = measure(paths, args.device, args.threads, args.rounds)
     print(json.dumps(result, indent=2) if args.json else table(result))
 
 
@@ -88,7 +92,7 @@ def packed(folder: Path, name: str) -> Path:
     return out
 
 
-def measure(paths: Mapping[str, Path], threads: int, rounds: int) -> dict[str, object]:
+def measure(paths: Mapping[str, Path], device: str, threads: int, rounds: int) -> dict[str, object]:
     """Return the rates of every format, tokens a second, all samples but those of the first round."""
     from ggtool.backends import LoadOptions, SamplingParams, open_backend
     from ggtool.backends.huggingface import runtime_versions
@@ -98,7 +102,7 @@ def measure(paths: Mapping[str, Path], threads: int, rounds: int) -> dict[str, o
     backends = {}
     for name, path in paths.items():
         print(f"loading {name}", file=sys.stderr)
-        backends[name] = open_backend(find_backend(name), path, LoadOptions(1024, threads))
+        backends[name] = open_backend(find_backend(name), path, LoadOptions(1024, threads, device))
     tokens = random.Random(0).choices(range(convert.N_VOCAB), k=N_PREFILL)
     params = SamplingParams(n_predict=N_DECODE + 1, temperature=0.0, ignore_eos=True)
     rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in paths}
@@ -116,6 +120,7 @@ def measure(paths: Mapping[str, Path], threads: int, rounds: int) -> dict[str, o
     return {
         "rates": rates,
         "weights_bytes": weights,
+        "device": device,
         "threads": threads,
         "rounds": rounds,
         "environment": {**describe_machine(), **runtime_versions()},
@@ -125,7 +130,7 @@ def measure(paths: Mapping[str, Path], threads: int, rounds: int) -> dict[str, o
 def table(result: dict) -> str:
     """Return the medians, then each wanted ratio beside the one that was measured."""
     environment = result["environment"]
-    names = ("cpu", "torch", "transformers", "bitsandbytes", "cpu_products")
+    names = ("cpu", "cuda_device", "torch", "transformers", "bitsandbytes", "cpu_products", "gpu_products")
     said = "; ".join(f"{name} {environment[name]}" for name in names if name in environment)
     lines = [f"{said}; {result['threads']} threads, {result['rounds']} rounds", ""]
     medians = {
@@ -142,7 +147,7 @@ def table(result: dict) -> str:
             f"{max(samples):7.1f} {rate['prefill']:12.0f}"
         )
     lines += ["", f"{'ratio':8} {'of':14} {'to':10} {'measured':>9} {'wanted':>7}"]
-    for kind, mine, peer, wanted in TARGETS:
+    for kind, mine, peer, wanted in TARGETS[result["device"]]:
         if mine in medians and peer in medians:
             ratio = medians[mine][kind] / medians[peer][kind]
             mark = "" if ratio >= wanted else "  missed"

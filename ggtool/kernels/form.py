@@ -1,0 +1,72 @@
+"""What all packed matrices of one quantizer share, as the compiled products on CPUs and GPUs are told of it."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+from ggtool.kernels.planes import Plane
+
+LANES = 16
+MAX_PLANES = 3
+
+
+class Kind(IntEnum):
+    """How codes and scales lie in memory: `enum Kind` in cpu/formats.h says it of each."""
+
+    INT8_ROWS = 0
+    INT8_AFFINE = 1
+    INT8_GROUPS = 2
+    PLANES = 3
+    BFLOAT16 = 4
+
+
+class Form(ctypes.Structure):
+    """`struct Format` in cpu/formats.h, field by field."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("n_planes", ctypes.c_int32),
+        ("scales_per_group", ctypes.c_int32),
+        ("bases", ctypes.c_int32 * MAX_PLANES),
+        ("tables", ctypes.c_float * LANES * MAX_PLANES),
+    )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Form) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes that `in_planes` was given."""
+        return tuple(Plane(tuple(self.tables[index][: self.bases[index]])) for index in range(self.n_planes))
+
+    def padded(self, n_columns: int) -> int:
+        """Return the columns of whole groups, or of whole steps of 16 where there are no groups."""
+        step = self.group or LANES
+        return int(-(-n_columns // step) * step)
+
+
+INT8_ROWS = Form(kind=Kind.INT8_ROWS)
+INT8_AFFINE = Form(kind=Kind.INT8_AFFINE)
+BFLOAT16 = Form(kind=Kind.BFLOAT16)
+
+
+def int8_groups(group: int) -> Form:
+    """Return the form of int8 codes (rows, groups, group) with a scale for each group, a multiple of 16."""
+    return Form(kind=Kind.INT8_GROUPS, group=group, scales_per_group=1)
+
+
+def in_planes(planes: tuple[Plane, ...], group: int, scales_per_group: int) -> Form | None:
+    """Return the form of the layout in `ggtool.kernels.planes`, or None for one that is computed by torch alone."""
+    if group % LANES or len(planes) > MAX_PLANES or any(p.base not in (16, 4, 3, 2) for p in planes):
+        return None
+    form = Form(kind=Kind.PLANES, group=group, n_planes=len(planes), scales_per_group=scales_per_group)
+    for index, plane in enumerate(planes):
+        form.bases[index] = plane.base
+        # Looked up by four bits: a smaller table again and again, so that bits of the next code do no harm.
+        form.tables[index][:] = [plane.values[i % plane.base] for i in range(LANES)]
+    return form

@@ -1,0 +1,116 @@
+"""Packed products in Triton: torch's results for every form and size, in its interpreter here and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ggtool.kernels import gpu
+from ggtool.kernels.form import INT8_ROWS
+from ggtool.quantizers import QuantizedTensor, Quantizer, tables, ternary
+from ggtool.quantizers.absmax import Int8PerChannel, Int8PerTensor
+from ggtool.quantizers.bfloat16 import BFloat16
+from ggtool.quantizers.int8 import Int8Affine, Int8PerGroup
+from ggtool.quantizers.widened import WidenedByPanels
+
+QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
+    "int8 per row": Int8PerChannel,
+    "int8 per tensor": Int8PerTensor,
+    "int8 affine": Int8Affine,
+    "int8 in groups": Int8PerGroup,
+    "bfloat16": BFloat16,
+    "iq4": tables.IQ4,
+    "int3": tables.INT3,
+    "int2": tables.INT2,
+    "ternary": ternary.ONE_PLANE,
+    "ternary in three planes": ternary.THREE_PLANES,
+}
+# No multiple of a group or a tile, and one of both.
+SHAPES = ((37, 100), (64, 256))
+# A program for each input; one tile of inputs; several, the last of them in part.
+N_INPUTS = (1, 3, 5, 70)
+
+
+def error(name: str, shape: tuple[int, int], n_inputs: int, compute: Callable[..., Tensor | None]) -> float:
+    """Return the largest error of a product by `compute`, in units of the largest result."""
+    torch.manual_seed(0)
+    weight, x, bias = torch.randn(shape), torch.randn(n_inputs, shape[1]), torch.randn(shape[0])
+    quantizer = QUANTIZERS[name]()
+    packed: QuantizedTensor = quantizer.quantize(weight)
+    form = quantizer.form if isinstance(quantizer, WidenedByPanels) else INT8_ROWS
+    want = torch.nn.functional.linear(x.double(), quantizer.dequantize(packed).double(), bias.double())
+    got = compute(form, x, packed, bias)
+    assert got is not None
+    assert got.shape == want.shape
+    return float((got.double().cpu() - want).abs().max() / want.abs().max())
+
+
+def interpret() -> None:
+    """Print the errors of all cases in Triton's interpreter, which this process was started for."""
+
+    def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor:
+        return gpu.product(form, x, packed.codes, packed.scales, packed.shape, bias)
+
+    cases = itertools.product(QUANTIZERS, SHAPES, N_INPUTS)
+    print(json.dumps([error(name, shape, n_inputs, compute) for name, shape, n_inputs in cases]))
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[tuple[str, tuple[int, int], int], float]:
+    """The error of each case; a process of its own, because Triton reads the variable when it is imported."""
+    assert importlib.util.find_spec("triton"), "the tests' environment has Triton, for its interpreter"
+    done = subprocess.run(
+        [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    return dict(zip(itertools.product(QUANTIZERS, SHAPES, N_INPUTS), json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_every_form_and_size_gives_torchs_product(name: str, interpreted: dict):
+    for shape, n_inputs in itertools.product(SHAPES, N_INPUTS):
+        assert interpreted[name, shape, n_inputs] < 1e-6, (shape, n_inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_inputs", N_INPUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_on_a_gpu_as_well(name: str, shape: tuple[int, int], n_inputs: int):
+    def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor | None:
+        moved = packed.to("cuda")
+        return gpu.matmul(form, x.cuda(), moved.codes, moved.scales, moved.shape, bias.cuda())
+
+    assert error(name, shape, n_inputs, compute) < 1e-6
+    assert str(gpu.description()).startswith("Triton ")
+
+
+@pytest.mark.gpu
+def test_the_matrix_is_never_whole_on_a_gpu():
+    quantizer = tables.IQ4()
+    packed = quantizer.quantize(torch.randn(4096, 4096, device="cuda"))
+    x = torch.randn(64, 4096, device="cuda")
+    quantizer.matmul(x, packed)  # compiles, and makes the table of a byte's values
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    y = quantizer.matmul(x, packed)
+    assert torch.cuda.max_memory_allocated() - before <= 2 * y.nbytes
+
+
+def test_a_gradient_is_left_to_torch():
+    packed = Int8PerChannel().quantize(torch.randn(8, 16))
+    x = torch.randn(2, 16, requires_grad=True)
+    assert gpu.matmul(INT8_ROWS, x, packed.codes, packed.scales, packed.shape) is None
+
+
+if __name__ == "__main__":
+    interpret()
