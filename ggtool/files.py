@@ -61,7 +61,7 @@ def make_files(
     wanted = [spec for spec in specs if isinstance(spec.what, Format) and spec.what.container == "gguf"]
     plain = [spec for spec in wanted if not spec.imatrix]
     weighted = [spec for spec in wanted if spec.imatrix]
-    found = _convert(source, plain, None, how.threads, progress, dry=dry)
+    found = _convert(source, plain, None, how.threads, progress, dry=dry) if plain else {}
     if weighted:
         imatrix = _imatrix(source, how, progress, dry=dry)
         found |= _convert(source, weighted, imatrix, how.threads, progress, dry=dry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from enum import IntEnum
 
 from ggtool.kernels.planes import Plane
@@ -37,7 +38,11 @@ class Form(ctypes.Structure):
         return isinstance(other, Form) and bytes(self) == bytes(other)
 
     def __hash__(self) -> int:
-        return hash(bytes(self))
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(bytes(self))  # kept, because a product on a GPU takes no longer than this
 
     @property
     def planes(self) -> tuple[Plane, ...]:

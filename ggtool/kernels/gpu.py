@@ -9,26 +9,32 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ggtool.kernels import build
 from ggtool.kernels.form import INT8_ROWS, MAX_PLANES, Form, Kind
-from ggtool.kernels.planes import values_of_bytes
+from ggtool.kernels.planes import Plane
 
 _log = logging.getLogger(__name__)
 
 # Up to here each input has a program of its own that multiplies and adds; from more on tensor cores are faster.
 _FEW_INPUTS = 4
-# Rows and code bytes of a tile, and inputs where there are many: enough programs for every multiprocessor to have
-# several, and rows of codes long enough to be read at once.
-_FEW = {"ROWS": 4, "BYTES": 256, "INPUTS": 1, "num_warps": 4}
-_FEW_OF_MANY_ROWS = {"ROWS": 16, "BYTES": 128, "INPUTS": 1, "num_warps": 4}
-_MANY = {"ROWS": 64, "BYTES": 32, "INPUTS": 64, "num_warps": 4}
-_SOME = {"ROWS": 32, "BYTES": 64, "INPUTS": 16, "num_warps": 4}
 _MANY_ROWS = 8192
+_MANY_COLUMNS = 2048
+# Compiled kernels that are kept at hand; a process uses a few for each shape of a matrix.
+_MOST_KEPT = 4096
+
+
+class _Tile(NamedTuple):
+    """Rows of W, bytes of codes and inputs that one program takes at a time; chosen by trial on an H100 (docs/log.md)."""
+
+    rows: int
+    n_bytes: int
+    inputs: int
+    num_warps: int = 4
 
 
 class NoTritonError(Exception):
@@ -59,6 +65,8 @@ def matmul(
         return None
     if isinstance(_proven(), NoTritonError):
         return None
+    if codes.device.index == torch.cuda.current_device():
+        return product(form, x, codes, scales, shape, bias)
     with torch.cuda.device(codes.device):
         return product(form, x, codes, scales, shape, bias)
 
@@ -72,63 +80,107 @@ def product(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Return what `matmul` does, on whatever device the tensors are: on a CPU that is Triton's interpreter."""
-    kernels = _kernels()
     n_rows, n_columns = shape
     flat = x.reshape(-1, n_columns)
-    flat = flat if flat.stride(-1) == 1 else flat.contiguous()
-    y = flat.new_empty(len(flat), n_rows)
-    if y.numel() == 0:
+    if flat.stride(-1) != 1:
+        flat = flat.contiguous()
+    n_inputs = len(flat)
+    y = flat.new_empty(n_inputs, n_rows)
+    if not y.numel():
         return y.view(*x.shape[:-1], n_rows)
-    tile = _tile(len(flat), n_rows)
-    options = {"HAS_BIAS": bias is not None, "WITH_DOT": tile["INPUTS"] > 1, "GROUP": form.group or 1, **tile}
-    grid = (-(-n_rows // tile["ROWS"]), -(-len(flat) // tile["INPUTS"]))
-    sizes = (len(flat), n_rows, n_columns, flat.stride(0))
-    bias = y if bias is None else bias  # a pointer that is not read
+    tile = _tile(n_inputs, n_rows, n_columns)
     codes = codes.contiguous()
+    pointed = y if bias is None else bias  # a pointer that is not read
+    arguments: tuple[Any, ...]
     if form.kind == Kind.PLANES:
-        kernels.planes_product[grid](
-            flat, codes, scales.contiguous(), _values(form, codes.device), bias, y, *sizes, *codes.shape[1:],
-            SCALES=form.scales_per_group, **_plane_sizes(form), **options,
+        arguments = (
+            flat, codes, scales.contiguous(), _values(form, codes.device), pointed, y,
+            n_inputs, n_rows, n_columns, flat.stride(0), codes.shape[1], codes.shape[2],
         )  # fmt: skip
     else:
         code_stride = form.padded(n_columns) if form.group else n_columns
-        kernels.dense_product[grid](
-            flat,
-            codes,
-            scales,
-            bias,
-            y,
-            *sizes,
-            code_stride,
-            scales.stride(0),
-            KIND=int(form.kind),
-            **options,
-        )
+        arguments = (
+            flat, codes, scales, pointed, y,
+            n_inputs, n_rows, n_columns, flat.stride(0), code_stride, scales.stride(0),
+        )  # fmt: skip
+    constants = _constants(form, tile, bias is not None)
+    grid = (-(-n_rows // tile.rows), -(-n_inputs // tile.inputs), 1)
+    _launch(form, tile, grid, arguments, constants)
     return y.view(*x.shape[:-1], n_rows)
 
 
-def _tile(n_inputs: int, n_rows: int) -> dict[str, int]:
-    if n_inputs <= _FEW_INPUTS:
-        return _FEW if n_rows < _MANY_ROWS else _FEW_OF_MANY_ROWS
-    return _SOME if n_inputs <= _SOME["INPUTS"] else _MANY
+def _launch(
+    form: Form,
+    tile: _Tile,
+    grid: tuple[int, int, int],
+    arguments: tuple[Any, ...],
+    constants: tuple[Any, ...],
+) -> None:
+    """Start the kernel of `form`; Triton's own way of finding what it has compiled takes longer than a product."""
+    tensors = [one for one in arguments if isinstance(one, Tensor)]
+    # All that Triton compiles for: constants, types, whether pointers and numbers but that of inputs are multiples of 16.
+    misaligned = [one.data_ptr() & 15 for one in tensors]
+    numbers = arguments[len(tensors) + 1 :]
+    key = (
+        form,
+        constants,
+        tile.num_warps,
+        *(one.dtype for one in tensors),
+        *numbers,
+        *misaligned,
+        tensors[0].device,
+    )
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        compiled[grid](*arguments, *constants)
+        return
+    kernels = _kernels()
+    kernel = kernels.planes_product if form.kind == Kind.PLANES else kernels.dense_product
+    compiled = kernel[grid](*arguments, *constants, num_warps=tile.num_warps)
+    if tensors[0].is_cuda:
+        if len(_compiled) >= _MOST_KEPT:
+            _compiled.clear()
+        _compiled[key] = compiled
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _tile(n_inputs: int, n_rows: int, n_columns: int) -> _Tile:
+    if n_inputs > 16:
+        return _Tile(128, 32, 128, 8) if n_rows >= _MANY_ROWS and n_inputs > 64 else _Tile(64, 32, 64)
+    if n_inputs > _FEW_INPUTS:
+        return _Tile(32, 64, 16)
+    if n_columns >= _MANY_COLUMNS:
+        return _Tile(1, 512, 1)
+    return _Tile(4, 256, 1) if n_rows < _MANY_ROWS else _Tile(16, 64, 1)
 
 
 @functools.cache
-def _plane_sizes(form: Form) -> dict[str, int]:
-    sizes = {"N_PLANES": form.n_planes}
+def _constants(form: Form, tile: _Tile, has_bias: bool) -> tuple[Any, ...]:
+    """Return the constants of a kernel in the order of its parameters."""
+    common = (has_bias, tile.inputs > 1, tile.rows, tile.n_bytes, tile.inputs, form.group or 1)
+    if form.kind != Kind.PLANES:
+        return (*common, int(form.kind))
+    sizes: list[int] = []
     for index in range(MAX_PLANES):
-        plane = form.planes[min(index, form.n_planes - 1)]
-        sizes |= {f"PER_BYTE_{index}": plane.per_byte, f"N_BYTES_{index}": plane.n_bytes(form.group)}
-    return sizes
+        plane = form.planes[min(index, form.n_planes - 1)]  # those that are not there are not read
+        sizes += [plane.base, plane.per_byte, plane.n_bytes(form.group), _is_even(plane)]
+    return (*common, form.scales_per_group, form.n_planes, *sizes)
+
+
+def _is_even(plane: Plane) -> bool:
+    """Tell whether the values are exactly first + digit * step, as float32 computes it."""
+    values = torch.tensor(plane.values, dtype=torch.float32)
+    return torch.equal(torch.arange(plane.base) * (values[1] - values[0]) + values[0], values)
 
 
 @functools.cache
 def _values(form: Form, device: torch.device) -> Tensor:
-    """Return float32 (planes, 256, TABLE_STRIDE): what the codes in each byte stand for, zeros where there is none."""
-    values = torch.zeros(form.n_planes, 256, _kernels().TABLE_STRIDE)
+    """Return float32 (planes, TABLE_SIZE): what digits stand for."""
+    values = torch.zeros(form.n_planes, _kernels().TABLE_SIZE)
     for index, plane in enumerate(form.planes):
-        of_bytes = values_of_bytes(plane, torch.device("cpu"))
-        values[index, : of_bytes.shape[0], : of_bytes.shape[1]] = of_bytes
+        values[index, : plane.base] = torch.tensor(plane.values)
     return values.to(device)
 
 

@@ -16,9 +16,9 @@ _INT8_ROWS = tl.constexpr(int(Kind.INT8_ROWS))
 _INT8_AFFINE = tl.constexpr(int(Kind.INT8_AFFINE))
 _INT8_GROUPS = tl.constexpr(int(Kind.INT8_GROUPS))
 _BFLOAT16 = tl.constexpr(int(Kind.BFLOAT16))
-# Values of a byte's codes lie this far apart, whatever the base: eight codes of one bit are the most.
-TABLE_STRIDE = 8
-_STRIDE = tl.constexpr(TABLE_STRIDE)
+# Tables of values follow each other at this distance.
+TABLE_SIZE = 16
+_TABLE_SIZE = tl.constexpr(TABLE_SIZE)
 
 
 @triton.jit
@@ -64,13 +64,13 @@ def _finish(
     tl.store(to, sums.to(y.dtype.element_ty), mask=(inputs < n_inputs)[:, None] & is_row[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_inputs"])
 def dense_product(
     x, codes, scales, bias, y, n_inputs, n_rows, n_columns, x_stride, code_stride, scale_stride,
-    KIND: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_DOT: tl.constexpr,
-    ROWS: tl.constexpr, BYTES: tl.constexpr, INPUTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WITH_DOT: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, INPUTS: tl.constexpr,
+    GROUP: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """One code for each weight: int8 in its three ways, or the upper half of a float32."""
+    """Multiply with one code for each weight: int8 in its three ways, or the upper half of a float32."""
     rows, inputs, sums = _start(ROWS, BYTES, INPUTS, WITH_DOT)
     wide = rows.to(tl.int64)[:, None]
     is_row = (rows < n_rows)[:, None]
@@ -99,10 +99,31 @@ def dense_product(
 
 
 @triton.jit
+def _widen(read, values, PLANE: tl.constexpr, BASE: tl.constexpr, PLACE: tl.constexpr, IS_EVEN: tl.constexpr):
+    """Return what the digits at PLACE of bytes stand for: computed where the steps are even, else looked up.
+
+    A table of 16 floats is half a cache line, which all threads read at once.
+    """
+    if BASE == 3:
+        power = 1
+        for _ in tl.static_range(PLACE):
+            power *= 3
+        digits = read // power % 3
+    else:
+        BITS: tl.constexpr = 4 if BASE == 16 else (2 if BASE == 4 else 1)
+        digits = (read >> (BITS * PLACE)) & (BASE - 1)
+    table = values + PLANE * _TABLE_SIZE
+    if IS_EVEN:
+        first = tl.load(table)
+        return digits.to(tl.float32) * (tl.load(table + 1) - first) + first
+    return tl.load(table + digits)
+
+
+@triton.jit
 def _add_plane(
     sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-    PLANE: tl.constexpr, OFFSET: tl.constexpr, PER_BYTE: tl.constexpr, N_BYTES: tl.constexpr,
-    SCALES: tl.constexpr, GROUP: tl.constexpr, BYTES: tl.constexpr, WITH_DOT: tl.constexpr,
+    PLANE: tl.constexpr, OFFSET: tl.constexpr, BASE: tl.constexpr, PER_BYTE: tl.constexpr, N_BYTES: tl.constexpr,
+    IS_EVEN: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, BYTES: tl.constexpr, WITH_DOT: tl.constexpr,
 ):  # fmt: skip
     """Add what one plane contributes: its bytes are walked without the gaps that other planes are in a group."""
     is_row = (rows < n_rows)[:, None]
@@ -120,33 +141,34 @@ def _add_plane(
             in_group = place * N_BYTES + byte
             columns = group * GROUP + in_group
             is_column = (in_group < GROUP) & (columns < n_columns)
-            weights = tl.load(values + (PLANE * 256 + read) * _STRIDE + place) * scale
+            weights = _widen(read, values, PLANE, BASE, place, IS_EVEN) * scale
             sums = _add(sums, weights, x, inputs, columns, is_column, n_inputs, x_stride, WITH_DOT)
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_inputs"])
 def planes_product(
     x, codes, scales, values, bias, y, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-    N_PLANES: tl.constexpr, PER_BYTE_0: tl.constexpr, PER_BYTE_1: tl.constexpr, PER_BYTE_2: tl.constexpr,
-    N_BYTES_0: tl.constexpr, N_BYTES_1: tl.constexpr, N_BYTES_2: tl.constexpr,
-    SCALES: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_DOT: tl.constexpr,
-    ROWS: tl.constexpr, BYTES: tl.constexpr, INPUTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WITH_DOT: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, INPUTS: tl.constexpr,
+    GROUP: tl.constexpr, SCALES: tl.constexpr, N_PLANES: tl.constexpr,
+    BASE_0: tl.constexpr, PER_BYTE_0: tl.constexpr, N_BYTES_0: tl.constexpr, IS_EVEN_0: tl.constexpr,
+    BASE_1: tl.constexpr, PER_BYTE_1: tl.constexpr, N_BYTES_1: tl.constexpr, IS_EVEN_1: tl.constexpr,
+    BASE_2: tl.constexpr, PER_BYTE_2: tl.constexpr, N_BYTES_2: tl.constexpr, IS_EVEN_2: tl.constexpr,
 ):  # fmt: skip
-    """The layout of `ggtool.kernels.planes`; values: float32 (planes, 256, TABLE_STRIDE), of each byte's codes."""
+    """Multiply with the layout of `ggtool.kernels.planes`; values: float32 (planes, TABLE_SIZE)."""
     rows, inputs, sums = _start(ROWS, BYTES, INPUTS, WITH_DOT)
     sums = _add_plane(
         sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-        0, 0, PER_BYTE_0, N_BYTES_0, SCALES, GROUP, BYTES, WITH_DOT,
+        0, 0, BASE_0, PER_BYTE_0, N_BYTES_0, IS_EVEN_0, SCALES, GROUP, BYTES, WITH_DOT,
     )  # fmt: skip
     if N_PLANES > 1:
         sums = _add_plane(
             sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-            1, N_BYTES_0, PER_BYTE_1, N_BYTES_1, SCALES, GROUP, BYTES, WITH_DOT,
+            1, N_BYTES_0, BASE_1, PER_BYTE_1, N_BYTES_1, IS_EVEN_1, SCALES, GROUP, BYTES, WITH_DOT,
         )  # fmt: skip
     if N_PLANES > 2:
         sums = _add_plane(
             sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-            2, N_BYTES_0 + N_BYTES_1, PER_BYTE_2, N_BYTES_2, SCALES, GROUP, BYTES, WITH_DOT,
+            2, N_BYTES_0 + N_BYTES_1, BASE_2, PER_BYTE_2, N_BYTES_2, IS_EVEN_2, SCALES, GROUP, BYTES, WITH_DOT,
         )  # fmt: skip
     _finish(sums, scales, bias, y, rows, inputs, n_inputs, n_rows, 0, False, HAS_BIAS, WITH_DOT)

@@ -77,7 +77,7 @@ def widen(codes: Tensor, scales: Tensor, planes: tuple[Plane, ...], group: int) 
         bytes_ = codes[..., start : start + n_bytes]
         start += n_bytes
         scale = scales[..., index if scales.shape[-1] > 1 else 0].to(torch.float32)[..., None, None]
-        digits = F.embedding(bytes_.to(torch.int32), values_of_bytes(plane, codes.device))
+        digits = F.embedding(bytes_.to(torch.int32), _values_of_bytes(plane, codes.device))
         term = digits.new_empty(n_rows, n_groups, plane.per_byte, n_bytes)
         torch.mul(digits.transpose(-1, -2), scale, out=term)
         total = term.flatten(-2)[..., :group] if total is None else total + term.flatten(-2)[..., :group]
@@ -86,7 +86,7 @@ def widen(codes: Tensor, scales: Tensor, planes: tuple[Plane, ...], group: int) 
 
 
 @functools.cache
-def values_of_bytes(plane: Plane, device: torch.device) -> Tensor:
+def _values_of_bytes(plane: Plane, device: torch.device) -> Tensor:
     """Return float32 (256, per_byte): what the codes in each byte stand for."""
     every_byte = torch.arange(plane.base**plane.per_byte, dtype=torch.int64)
     places = torch.stack(

@@ -90,7 +90,8 @@ def test_on_a_gpu_as_well(name: str, shape: tuple[int, int], n_inputs: int):
         moved = packed.to("cuda")
         return gpu.matmul(form, x.cuda(), moved.codes, moved.scales, moved.shape, bias.cuda())
 
-    assert error(name, shape, n_inputs, compute) < 1e-6
+    # TF32 thrice is a little coarser than the interpreter's float32.
+    assert error(name, shape, n_inputs, compute) < 5e-6
     assert str(gpu.description()).startswith("Triton ")
 
 
