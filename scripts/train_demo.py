@@ -398,7 +398,7 @@ def report(tokenizer: Tokenizer, device: str, args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line; the defaults are those of models/gpt2-demo."""
+    """Read the command line; the shape is that of models/gpt2-demo, the pace that of two CPU cores."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=Path, required=True, help="training text, .xz or plain")
     parser.add_argument("--heldout", type=Path, required=True, help="text scored at the end")

@@ -20,5 +20,6 @@ def matmul(
 
     form, codes, scales: W as its quantizer packs it. shape: (rows, columns) of W. bias: float (rows,).
     """
-    serves = gpu if codes.is_cuda else native
-    return serves.matmul(form, x, codes, scales, shape, bias)
+    if codes.is_cuda:
+        return gpu.matmul(form, x, codes, scales, shape, bias)
+    return native.matmul(form, x, codes, scales, shape, bias)
