@@ -15,10 +15,11 @@ import typer
 from ggtool import __version__
 from ggtool.cli_chat import chat, generate
 from ggtool.cli_convert import convert, imatrix
-from ggtool.cli_measure import eval_, sweep
+from ggtool.cli_eval import eval_
 from ggtool.cli_publish import card, pull, push
 from ggtool.cli_quantize import quantize
 from ggtool.cli_report import report, study
+from ggtool.cli_sweep import sweep
 from ggtool.errors import GgtoolError, UsageError
 from ggtool.flags import Json, Model, Revision
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
+from ggtool.backends.finite import first_broken, is_finite
 from ggtool.backends.hf_vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text import StopReason
@@ -120,7 +121,7 @@ class HuggingFaceBackend:
         for at in range(0, len(hidden), n_rows):
             with torch.inference_mode():
                 block = self._model.get_output_embeddings()(hidden[at : at + n_rows]).float().cpu()
-            if not _is_finite(block):
+            if not is_finite(block):
                 self.logits(tokens, start)  # raises, and names the module
             yield cast(Logits, block.numpy())
 
@@ -259,9 +260,9 @@ class HuggingFaceBackend:
         # Not around a whole generation: the caller would inherit the mode between two tokens.
         with torch.inference_mode():
             logits = run().float()
-            if not _is_finite(logits):
+            if not is_finite(logits):
                 raise MeasureError(
-                    f"{_first_broken(self._model, run)} gave a number that is not finite; no measurement of it means anything."
+                    f"{first_broken(self._model, run)} gave a number that is not finite; no measurement of it means anything."
                 )
             return logits.cpu()
 
@@ -297,30 +298,3 @@ def _end_tokens(folder: Path, config: PreTrainedConfig) -> list[int]:
     stored = read_json(path).get("eos_token_id") if path.exists() else None
     ends = config.eos_token_id if stored is None else stored
     return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list) else [ends])]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # One pass without a mask: a NaN anywhere is both extremes.
-    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
-
-
-def _first_broken(model: nn.Module, run: Callable[[], object]) -> str:
-    """Return the name of the module whose output is first not finite when `run` is run once more."""
-    broken: list[str] = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def look(_module: nn.Module, _inputs: object, output: object) -> None:
-            parts = output if isinstance(output, tuple) else (output,)
-            tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
-            if not all(_is_finite(tensor) for tensor in tensors):
-                broken.append(name)
-
-        return look
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return broken[0] if broken else "the model"

@@ -20,7 +20,8 @@ from ggtool.quantizers.straight_through import load_trained, pack_trained
 from ggtool.results import label
 from ggtool.source import ModelSource
 from ggtool.training.data import split, tokenize_file
-from ggtool.training.qat import CURVE_NAME, Report, Settings, train
+from ggtool.training.qat import train
+from ggtool.training.run import CURVE_NAME, Report, Settings
 
 DEFAULT_N_CTX = 512
 

@@ -26,7 +26,7 @@ from ggtool.source import ModelSource, resolve
 from ggtool.spec import Spec, check_calibration, parse_backend
 
 if TYPE_CHECKING:
-    from ggtool.training.qat import Point
+    from ggtool.training.run import Point
 
 DEFAULT_FOLDER = Path("models")
 _MIB = 2**20

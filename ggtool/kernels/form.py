@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 from enum import IntEnum
+from typing import NamedTuple
+
+from torch import Tensor
 
 from ggtool.kernels.planes import Plane
 
@@ -53,6 +56,15 @@ class Form(ctypes.Structure):
         """Return the columns of whole groups, or of whole steps of 16 where there are no groups."""
         step = self.group or LANES
         return int(-(-n_columns // step) * step)
+
+
+class Operand(NamedTuple):
+    """A packed matrix W of `shape` (rows, columns): codes and scales as their quantizer makes them, and their form."""
+
+    form: Form
+    codes: Tensor
+    scales: Tensor
+    shape: tuple[int, int]
 
 
 INT8_ROWS = Form(kind=Kind.INT8_ROWS)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ggtool.kernels import build
-from ggtool.kernels.form import INT8_ROWS, MAX_PLANES, Form, Kind
+from ggtool.kernels.form import INT8_ROWS, MAX_PLANES, Form, Kind, Operand
 from ggtool.kernels.planes import Plane
 
 _log = logging.getLogger(__name__)
@@ -49,38 +49,22 @@ def description() -> str | None:
     return f"torch ({found})" if isinstance(found, NoTritonError) else f"Triton {found.triton.__version__}"
 
 
-def matmul(
-    form: Form | None,
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    shape: tuple[int, int],
-    bias: Tensor | None = None,
-) -> Tensor | None:
+def matmul(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor | None:
     """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`; None where Triton does not serve.
 
-    form, codes, scales: W as its quantizer packs it. shape: (rows, columns) of W. bias: float (rows,).
+    bias: float (rows,).
     """
-    if form is None or (x.requires_grad and torch.is_grad_enabled()):
+    if (x.requires_grad and torch.is_grad_enabled()) or isinstance(_proven(), NoTritonError):
         return None
-    if isinstance(_proven(), NoTritonError):
-        return None
-    if codes.device.index == torch.cuda.current_device():
-        return product(form, x, codes, scales, shape, bias)
-    with torch.cuda.device(codes.device):
-        return product(form, x, codes, scales, shape, bias)
+    if w.codes.device.index == torch.cuda.current_device():
+        return product(x, w, bias)
+    with torch.cuda.device(w.codes.device):
+        return product(x, w, bias)
 
 
-def product(
-    form: Form,
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    shape: tuple[int, int],
-    bias: Tensor | None = None,
-) -> Tensor:
+def product(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor:
     """Return what `matmul` does, on whatever device the tensors are: on a CPU that is Triton's interpreter."""
-    n_rows, n_columns = shape
+    form, codes, scales, (n_rows, n_columns) = w
     flat = x.reshape(-1, n_columns)
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
@@ -191,12 +175,9 @@ def _proven() -> Any:
         return NoTritonError(f"{build.SWITCH}=0")
     try:
         kernels = _kernels()
-        x, codes, scales = (
-            torch.ones(16, device="cuda"),
-            torch.ones(16, 16, device="cuda"),
-            torch.ones(16, device="cuda"),
-        )
-        if product(INT8_ROWS, x, codes.to(torch.int8), scales, (16, 16)).tolist() == 16 * [16.0]:
+        codes = torch.ones(16, 16, dtype=torch.int8, device="cuda")
+        ones = torch.ones(16, device="cuda")
+        if product(ones, Operand(INT8_ROWS, codes, ones, (16, 16))).tolist() == 16 * [16.0]:
             return kernels
         reason = "it computed wrongly"
     except Exception as error:  # noqa: BLE001 - no Triton, no C compiler, a driver that is too old: torch still computes

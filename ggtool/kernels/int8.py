@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ggtool.kernels import panels, products
-from ggtool.kernels.form import INT8_ROWS
+from ggtool.kernels.form import INT8_ROWS, Operand
 
 
 def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,7 +21,7 @@ def matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None)
     Inference only: no gradient flows.
     """
     shape = codes.shape[0], codes.shape[1]
-    y = products.matmul(INT8_ROWS, x, codes, scales, shape, bias)
+    y = products.matmul(x, Operand(INT8_ROWS, codes, scales, shape), bias)
     if y is not None:
         return y
     return panels.matmul(x, shape, lambda rows: codes[rows].to(torch.float32), bias, scales)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ggtool.kernels import panels
 from ggtool.kernels.build import NoLibraryError, built
-from ggtool.kernels.form import INT8_ROWS, Form
+from ggtool.kernels.form import INT8_ROWS, Form, Operand
 
 # Rows of activations that share one pass over the packed weights; from more on, panels and a float product are faster.
 MAX_INPUTS = 8
@@ -34,19 +34,13 @@ def description() -> str | None:
     return f"torch ({library})" if isinstance(library, NoLibraryError) else f"C++ {library.instructions}"
 
 
-def matmul(
-    form: Form | None,
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    shape: tuple[int, int],
-    bias: Tensor | None = None,
-) -> Tensor | None:
+def matmul(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor | None:
     """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`; None where the library does not serve.
 
-    form, codes, scales: W as its quantizer packs it. shape: (rows, columns) of W. bias: float (rows,).
+    bias: float (rows,).
     """
-    if codes.device.type != "cpu" or form is None or (x.requires_grad and torch.is_grad_enabled()):
+    form, codes, scales, shape = w
+    if codes.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
         return None
     library = _load()
     if isinstance(library, NoLibraryError):

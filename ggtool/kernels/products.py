@@ -5,21 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ggtool.kernels import gpu, native
-from ggtool.kernels.form import Form
+from ggtool.kernels.form import Operand
 
 
-def matmul(
-    form: Form | None,
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    shape: tuple[int, int],
-    bias: Tensor | None = None,
-) -> Tensor | None:
+def matmul(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor | None:
     """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`; None where neither serves.
 
-    form, codes, scales: W as its quantizer packs it. shape: (rows, columns) of W. bias: float (rows,).
+    bias: float (rows,). Inference only: with a gradient to keep, neither serves.
     """
-    if codes.is_cuda:
-        return gpu.matmul(form, x, codes, scales, shape, bias)
-    return native.matmul(form, x, codes, scales, shape, bias)
+    return gpu.matmul(x, w, bias) if w.codes.is_cuda else native.matmul(x, w, bias)

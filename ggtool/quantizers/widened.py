@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from ggtool.kernels import panels, products
-from ggtool.kernels.form import Form
+from ggtool.kernels.form import Form, Operand
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import Int8PerChannel
 
@@ -39,9 +39,11 @@ class WidenedByPanels(ABC):
 
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
         """Return x @ W.T + bias, (..., columns) to (..., rows), in the dtype of `x`."""
-        y = products.matmul(self.form, x, quantized.codes, quantized.scales, quantized.shape, bias)
-        if y is not None:
-            return y
+        if self.form is not None:
+            operand = Operand(self.form, quantized.codes, quantized.scales, quantized.shape)
+            y = products.matmul(x, operand, bias)
+            if y is not None:
+                return y
         return panels.matmul(x, quantized.shape, lambda rows: self.dequantize(quantized.rows(rows)), bias)
 
     def gather(self, indices: Tensor, quantized: QuantizedTensor) -> Tensor:

@@ -27,7 +27,8 @@ from ggtool.quantizers.saved import load_quantized, make_quantizer, save_quantiz
 from ggtool.quantizers.straight_through import TrainedMatrix, load_trainable, load_trained, pack_trained
 from ggtool.source import from_folder
 from ggtool.training.data import split, tokenize_file
-from ggtool.training.qat import Point, Settings, heldout_windows, perplexity, train
+from ggtool.training.qat import heldout_windows, perplexity, train
+from ggtool.training.run import Point, Settings
 
 
 class Absmean:

@@ -52,8 +52,9 @@ def load(target: Target, what: Plan) -> Backend:
 
 
 def row(
-    target: Target, backend: Backend, parts: Sequence[Comparison], reference: Target
+    target: Target, backend: Backend, parts: Sequence[Comparison], reference: Target, n_bytes: int
 ) -> dict[str, object]:
+    """Return what was found of a format; n_bytes: of the text that the scored tokens stand for."""
     found = Comparison(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
     held = backend.footprint()
     return {
@@ -63,13 +64,14 @@ def row(
         "modules_quantized": held.modules_quantized,
         "modules_total": held.modules_total,
         "ppl": float(np.exp(found.loss.mean())),
+        "bits_per_byte": float(found.loss.sum() / np.log(2) / n_bytes),
         **asdict(summarize(found, reference=reference.label, reference_sha256=reference.sha256)),
     }
 
 
 def line(row: dict[str, object]) -> str:
     return (
-        "| {format} | {weights_bytes:,} | {bpw:.3f} | {ppl:.4f} | {ppl_ratio:.5f} ± {ppl_ratio_stderr:.5f} "
+        "| {format} | {weights_bytes:,} | {bpw:.3f} | {ppl:.4f} | {bits_per_byte:.4f} | {ppl_ratio:.5f} ± {ppl_ratio_stderr:.5f} "
         "| {kld_mean:.5f} ± {kld_stderr:.5f} | {top:.2f} | {modules_quantized}/{modules_total} |"
     ).format(top=100 * float(str(row["same_top"])), **row)
 
@@ -107,14 +109,18 @@ def main() -> None:
             print(f"{target.label} is loaded", file=sys.stderr)
         parts: dict[Target, list[Comparison]] = {target: [] for target in models}
         rows: list[dict[str, object]] = []
+        n_bytes = 0
         for done, window in enumerate(windows, start=1):
             for target, model in models.items():
                 parts[target].append(
                     compare(model, reference, what.tokens.ids, [window], bos=what.tokens.bos)
                 )
+            n_bytes += int(what.tokens.n_bytes[window.begin + window.first : window.end].sum())
             if done % 10 and done != len(windows):
                 continue
-            rows = [row(target, model, parts[target], what.reference) for target, model in models.items()]
+            rows = [
+                row(target, model, parts[target], what.reference, n_bytes) for target, model in models.items()
+            ]
             print(f"{done} of {len(windows)} windows", file=sys.stderr)
             if flags.json:
                 with atomic_output(flags.json, force=True) as temporary:
@@ -122,9 +128,9 @@ def main() -> None:
     ppl = rows[0]["ppl_reference"]
     print(f"reference {what.reference.label}: perplexity {ppl:.4f}, {rows[0]['n_tokens']:,} tokens scored\n")
     print(
-        "| format | weight bytes | bits per weight | ppl | ppl / reference's | KLD | same top % | quantized |"
+        "| format | weight bytes | bits per weight | ppl | bits per byte | ppl / reference's | KLD | same top % | quantized |"
     )
-    print("| --- | --: | --: | --: | --: | --: | --: | --: |")
+    print("| --- | --: | --: | --: | --: | --: | --: | --: | --: |")
     print("\n".join(map(line, rows)))
 
 

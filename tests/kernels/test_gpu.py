@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ggtool.kernels import gpu
-from ggtool.kernels.form import INT8_ROWS
+from ggtool.kernels.form import INT8_ROWS, Operand
 from ggtool.quantizers import QuantizedTensor, Quantizer, tables, ternary
 from ggtool.quantizers.absmax import Int8PerChannel, Int8PerTensor
 from ggtool.quantizers.bfloat16 import BFloat16
@@ -58,7 +58,7 @@ def interpret() -> None:
     """Print the errors of all cases in Triton's interpreter, which this process was started for."""
 
     def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor:
-        return gpu.product(form, x, packed.codes, packed.scales, packed.shape, bias)
+        return gpu.product(x, Operand(form, packed.codes, packed.scales, packed.shape), bias)
 
     cases = itertools.product(QUANTIZERS, SHAPES, N_INPUTS)
     print(json.dumps([error(name, shape, n_inputs, compute) for name, shape, n_inputs in cases]))
@@ -89,7 +89,12 @@ def test_every_form_and_size_gives_torchs_product(name: str, interpreted: dict):
 def test_on_a_gpu_as_well(name: str, shape: tuple[int, int], n_inputs: int):
     def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor | None:
         moved = packed.to("cuda")
-        return gpu.matmul(form, x.cuda(), moved.codes, moved.scales, moved.shape, bias.cuda())
+        arguments = (x.cuda(), Operand(form, moved.codes, moved.scales, moved.shape), bias.cuda())
+        first, again = gpu.matmul(*arguments), gpu.matmul(*arguments)  # found by Triton, and started directly
+        assert first is not None
+        assert again is not None
+        assert torch.equal(first, again)
+        return again
 
     # TF32 thrice is a little coarser than the interpreter's float32.
     assert error(name, shape, n_inputs, compute) < 5e-6
@@ -111,7 +116,7 @@ def test_the_matrix_is_never_whole_on_a_gpu():
 def test_a_gradient_is_left_to_torch():
     packed = Int8PerChannel().quantize(torch.randn(8, 16))
     x = torch.randn(2, 16, requires_grad=True)
-    assert gpu.matmul(INT8_ROWS, x, packed.codes, packed.scales, packed.shape) is None
+    assert gpu.matmul(x, Operand(INT8_ROWS, packed.codes, packed.scales, packed.shape)) is None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from ggtool.quantizers.saved import load_quantized, make_quantizer
 from ggtool.quantizers.straight_through import load_trained
 from ggtool.source import from_folder
 from ggtool.training.data import TrainingTokens, split, tokenize_file
-from ggtool.training.qat import CURVE_NAME, STATE_NAME, Settings, heldout_windows, perplexity, train
+from ggtool.training.qat import heldout_windows, perplexity, train
+from ggtool.training.run import CURVE_NAME, STATE_NAME, Settings
 
 SETTINGS = Settings(lr=1e-3, batch_size=2, n_ctx=32, steps=8, save_every_s=0.0, log_every_s=0.0)
 

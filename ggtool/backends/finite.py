@@ -1,0 +1,35 @@
+"""Numbers that are not finite: whether there are any, and which module of a torch model gave the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether every number of `tensor` is finite."""
+    # One pass without a mask: a NaN anywhere is both extremes.
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+def first_broken(model: nn.Module, run: Callable[[], object]) -> str:
+    """Return the name of the module whose output is first not finite when `run` is run once more."""
+    broken: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def look(_module: nn.Module, _inputs: object, output: object) -> None:
+            parts = output if isinstance(output, tuple) else (output,)
+            tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+            if not all(is_finite(tensor) for tensor in tensors):
+                broken.append(name)
+
+        return look
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return broken[0] if broken else "the model"
