@@ -63,12 +63,13 @@ def draw(series: Mapping[str, Sequence[Row]]) -> Figure:
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "ggtool", "font.family": "DejaVu Sans"}
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    for name, rows in series.items():
+    for name, rows in by_family(series).items():
         (points,) = axes.plot(*columns(rows), "o", ms=5, label=name)
         axes.plot(*columns(front(rows)), color=points.get_color(), lw=1)
-        for row in front(rows):
+        for row in rows:
             place = (row["weights_bytes"] / MEGABYTE, row["bits_per_byte"])
-            axes.annotate(row["format"], place, (4, 4), textcoords="offset points", fontsize=7)
+            text = row["format"].partition("-")[2] if row["format"].startswith("scratch") else bits(row)
+            axes.annotate(text, place, (4, 4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -79,6 +80,20 @@ def draw(series: Mapping[str, Sequence[Row]]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
+
+
+def by_family(series: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Return the rows of each model in two: GGUF files, and from-scratch formats."""
+    families = {"GGUF": "gguf-", "from scratch": "scratch-"}
+    return {
+        f"{name}, {family}": [row for row in rows if row["format"].startswith(prefix)]
+        for name, rows in series.items()
+        for family, prefix in families.items()
+    }
+
+
+def bits(row: Row) -> str:
+    return f"{row['bpw']:.1f} bits"
 
 
 def columns(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
