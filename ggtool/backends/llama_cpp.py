@@ -79,7 +79,7 @@ class LlamaCppBackend:
         return self._logits(tokens, start)
 
     def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
-        """Yield the same logits in blocks of `n_rows`, one array that each step overwrites; raises what `logits` raises.
+        """Yield the same logits in blocks of `n_rows`, each valid until the next; raises what `logits` raises.
 
         The tokens are decoded in the pieces that llama.cpp cuts them into anyway, and no more than a piece's logits
         are held. Smaller pieces would round otherwise: with 64 the perplexity of a Q4_K_M file moves by 0.1 %.
@@ -91,6 +91,10 @@ class LlamaCppBackend:
             piece = tokens[begin : begin + N_UBATCH]
             rows = self._logits(piece, min(max(start - begin, 0), len(piece)))
             while len(rows):
+                if not filled and len(rows) >= n_rows:  # as they lie, with no copy
+                    yield rows[:n_rows]
+                    rows = rows[n_rows:]
+                    continue
                 taken = min(n_rows - filled, len(rows))
                 block[filled : filled + taken] = rows[:taken]
                 rows, filled = rows[taken:], filled + taken

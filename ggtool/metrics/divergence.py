@@ -110,12 +110,16 @@ def summarize(result: Comparison, *, reference: str, reference_sha256: str) -> D
 
 def _compare_rows(ours: Logits, theirs: Logits, targets: TokenIds) -> tuple[Losses, ...]:
     out = np.empty((5, len(targets)))
+    q, p = Softmax(ours.shape[1]), Softmax(ours.shape[1])
+    difference = np.empty((ROWS_AT_ONCE, ours.shape[1]), np.float32)
     for start in range(0, len(targets), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        q, p = Softmax(ours[rows]), Softmax(theirs[rows])
+        q.of(ours[rows])
+        p.of(theirs[rows])
         loss_q, loss_p = q.losses(targets[rows]), p.losses(targets[rows])
         # sum of p * (log p - log q), with the normalizers taken out of the sum because p adds up to 1.
-        spread = (p.weights * (p.shifted - q.shifted)).sum(axis=1, dtype=np.float64)
+        terms = np.subtract(p.shifted, q.shifted, out=difference[: len(p.shifted)])
+        spread = np.multiply(p.weights, terms, out=terms).sum(axis=1, dtype=np.float64)
         kld = spread / p.total - np.log(p.total) + np.log(q.total)
         same = q.shifted.argmax(axis=1) == p.shifted.argmax(axis=1)
         out[:, rows] = loss_q, loss_p, kld, np.exp(-loss_q) - np.exp(-loss_p), same

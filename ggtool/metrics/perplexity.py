@@ -20,7 +20,7 @@ from ggtool.metrics.windows import Window
 from ggtool.results import Perplexity
 
 # Rows of logits worked on at once: a few MB even for a vocabulary of 250,000, so that they stay in cache.
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 4
 # Positions whose logits a model holds at a time: 13 MB for GPT-2's vocabulary, and still a matrix product.
 BLOCK_ROWS = 64
 _LARGEST_EXPONENT = 100.0
@@ -78,9 +78,10 @@ def window_ids(tokens: TokenIds, window: Window, bos: int | None) -> TokenIds:
 def negative_log_likelihood(logits: Logits, targets: TokenIds) -> Losses:
     """Return -log softmax in nats (n,) of `targets` (n,) under `logits` (n, n_vocab)."""
     losses = np.empty(len(targets))
+    softmax = Softmax(logits.shape[1])
     for start in range(0, len(targets), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        losses[rows] = Softmax(logits[rows]).losses(targets[rows])
+        losses[rows] = softmax.of(logits[rows]).losses(targets[rows])
     if not np.isfinite(losses).all():
         raise MeasureError(
             "the model gave a logit that is not finite; no perplexity can be computed from it."
@@ -92,13 +93,24 @@ class Softmax:
     """The softmax of a few rows of logits (n, n_vocab), in the parts that losses and divergences are made of.
 
     shifted: logits less their row's largest, float32. weights: exp(shifted). total: the rows' sums of weights
-    (n,), added in float64 as llama-perplexity does, for they have up to 250,000 terms.
+    (n,), added in float64 as llama-perplexity does, for they have up to 250,000 terms. `of` computes them for other
+    rows in the same memory: asking the system for new memory each time takes longer than computing.
     """
 
-    def __init__(self, logits: Logits) -> None:
-        self.shifted: Logits = logits - logits.max(axis=1, keepdims=True)
-        self.weights: Logits = np.exp(self.shifted)
-        self.total: Losses = self.weights.sum(axis=1, dtype=np.float64)
+    shifted: Logits
+    weights: Logits
+    total: Losses
+
+    def __init__(self, n_vocab: int) -> None:
+        self._memory = np.empty((2, ROWS_AT_ONCE, n_vocab), np.float32)
+
+    def of(self, logits: Logits) -> Softmax:
+        """Compute the parts for `logits` of at most ROWS_AT_ONCE rows, over those of the rows before; return itself."""
+        shifted, weights = self._memory[:, : len(logits)]
+        self.shifted = np.subtract(logits, logits.max(axis=1, keepdims=True), out=shifted)
+        self.weights = np.exp(self.shifted, out=weights)
+        self.total = self.weights.sum(axis=1, dtype=np.float64)
+        return self
 
     def losses(self, targets: TokenIds) -> Losses:
         """Return -log softmax (n,) at `targets` (n,)."""
