@@ -17,7 +17,7 @@ enum Kind : int32_t {
 
 constexpr int kMaxPlanes = 3;
 
-// What all matrices of one quantizer share. ctypes has the same struct: ggtool/kernels/native.py.
+// What all matrices of one quantizer share. ctypes has the same struct: ggtool/kernels/form.py.
 struct Format {
   int32_t kind;
   int32_t group;  // weights that share a scale, a multiple of 16; 0 where rows have no groups
