@@ -30,6 +30,7 @@ from ggtool.spec import WITH_IMATRIX, Spec, check_calibration, parse_backend
 DEFAULT_N_CTX = 512
 DEFAULT_REFERENCE = "hf-fp32"
 NO_REFERENCE = "none"
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +121,13 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
     if asked is None and source is not None:
         reference = Spec(find_backend(DEFAULT_REFERENCE))
         everything = [*specs, reference]
+    device = choose_device(request.device, for_torch=any(_runs_in_torch(spec) for spec in everything))
     text = corpus.load_text(
-        request.corpus, source, notify, column=request.text_column, samples=request.samples
+        request.corpus,
+        source.name if source else _name_alone(specs),
+        notify,
+        column=request.text_column,
+        samples=request.samples,
     )
     tokens = corpus.tokenize(text.text, source) if source else _tokenize_alone(specs, text)
     for spec in everything:
@@ -129,7 +135,6 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
             _check_vocabulary(spec.what, source, text, tokens)
     tokens = tokens.first(request.max_tokens)
     cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
-    device = choose_device(request.device)
     recipe = Making(request.calibration, request.calibration_chunks, device, request.threads)
     made = {} if source is None else make_files(source, everything, recipe, progress, dry=dry)
     _refuse_failures(specs, reference, made)
@@ -207,6 +212,12 @@ def _tokenize_alone(specs: Sequence[Spec], text: Text) -> Tokens:
     return _tokenize_with_gguf(paths[0], text) if folder is None else _tokenize_with_folder(folder, text)
 
 
+def _name_alone(specs: Sequence[Spec]) -> str | None:
+    """Return the short name of the model that the first saved folder was made of, None without one."""
+    folders = (spec.what for spec in specs if isinstance(spec.what, Path) and spec.what.is_dir())
+    return next((read_facts(folder).model.rpartition("/")[2] for folder in folders), None)
+
+
 def _tokenize_with_folder(folder: Path, text: Text) -> Tokens:
     return corpus.tokenize(text.text, from_folder(folder))
 
@@ -235,14 +246,24 @@ def _check_vocabulary(folder: Path, source: ModelSource | None, text: Text, toke
         )
 
 
-def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Return where to compute; auto takes CUDA where torch sees it."""
-    if asked != "auto":
-        return asked
-    return "cuda" if Path("/proc/driver/nvidia/version").exists() and _torch_sees_cuda() else "cpu"
+def choose_device(asked: Literal["auto", "cpu", "cuda"], *, for_torch: bool = True) -> Literal["cpu", "cuda"]:
+    """Return where to compute; auto takes CUDA where torch sees it. UsageError where torch is to take it and sees none."""
+    if asked == "auto":
+        return "cuda" if _torch_sees_cuda() else "cpu"
+    if asked == "cuda" and for_torch and not _torch_sees_cuda():
+        raise UsageError("there is no CUDA device here, or torch was built without CUDA; use --device cpu.")
+    return asked
 
 
 def _torch_sees_cuda() -> bool:
+    if not _DRIVER.exists():
+        return False
     import torch  # only on a machine with an NVIDIA driver: the import is slow
 
     return torch.cuda.is_available()
+
+
+def _runs_in_torch(spec: Spec) -> bool:
+    if isinstance(spec.what, Path):
+        return spec.what.is_dir()
+    return spec.what.runtime == "huggingface"

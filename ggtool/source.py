@@ -136,7 +136,7 @@ def _find(model: str | None, revision: str | None, notify: Notify, *, allow_pick
         return from_folder(path)
     if path.exists():
         return _from_file(path)
-    if not _REPO_ID.fullmatch(model):
+    if not _REPO_ID.fullmatch(model) or model.startswith((".", "/")):
         raise SourceError(f"there is no folder {model}, and it is no Hub repo id (owner/name) either.")
     return _from_hub(model, revision, allow_pickle=allow_pickle)
 

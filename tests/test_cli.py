@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,22 @@ def test_a_wrong_request_gets_one_line(arguments: list[str], code: int, says: st
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="there may be a GPU")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "--backend", "hf-fp32"),
+        ("sweep", "--backend", "scratch-int8", "--dry-run"),
+        ("quantize", "--backend", "scratch-iq4"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(command: tuple[str, ...], tmp_path: Path):
+    model = Path(__file__).parent.parent / "models" / "gpt2-demo"
+    done = ggtool(*command, "--model", str(model), "--device", "cuda", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.endswith("use --device cpu.\n")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

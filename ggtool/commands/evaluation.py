@@ -45,7 +45,11 @@ def stopped_by_user(records: Sequence[EvalRecord], out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise MeasureError(f"stopped; the {len(records)} finished records are in {out}.") from None
+        raise MeasureError(
+            f"stopped; the {len(records)} finished records are in {out}."
+            if records
+            else "stopped before anything was finished; nothing was written."
+        ) from None
 
 
 def print_records(records: Sequence[EvalRecord], *, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from ggtool.results import label
 from ggtool.source import ModelSource
 from ggtool.training.data import split, tokenize_file
 from ggtool.training.qat import train
-from ggtool.training.run import CURVE_NAME, Report, Settings
+from ggtool.training.run import CURVE_NAME, STATE_NAME, Report, Settings
 
 DEFAULT_N_CTX = 512
 
@@ -67,7 +67,11 @@ def run_qat(
             progress=lambda share: update("training", round(1000 * share), 1000),
         )
     except KeyboardInterrupt:
-        raise GgtoolError(f"stopped; the same command goes on from the last checkpoint in {state}.") from None
+        raise GgtoolError(
+            f"stopped; the same command goes on from the last checkpoint in {state}."
+            if (state / STATE_NAME).exists()
+            else "stopped before the first checkpoint; the same command begins again."
+        ) from None
     last = asdict(points[-1])
     method = {"qat": {**settings.identity(), "data_sha256": sha256, "device": device, **last}}
     facts = QuantizedFacts(

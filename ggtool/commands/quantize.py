@@ -138,12 +138,12 @@ def report(
         print(json.dumps(facts, indent=2))
     else:
         expected = (
-            f"  {more['bpw']:.3f} bits per weight, expected KLD {more['expected_kld']:.4f}"
+            f"  {more['bpw']:.3f} bits per weight in memory, expected KLD {more['expected_kld']:.4f}"
             if "bpw" in more
             else ""
         )
         stdout().print(
-            f"{out}  {label(fmt.backend, components)}{expected}  {n_bytes / _MIB:.2f} MiB  {seconds:.1f} s",
+            f"{out}  {label(fmt.backend, components)}{expected}  {n_bytes / _MIB:.2f} MiB on disk  {seconds:.1f} s",
             markup=False,
         )
 

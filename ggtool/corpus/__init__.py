@@ -11,7 +11,7 @@ from ggtool.corpus.named import NAMED, NamedCorpus, load_named
 from ggtool.corpus.text import Text, make_text, read_file
 from ggtool.corpus.tokens import TokenIds, Tokens, detokenize, tokenize
 from ggtool.errors import SourceError, UsageError
-from ggtool.source import BUNDLED_NAME, ModelSource, Notify, bundled
+from ggtool.source import BUNDLED_NAME, Notify, bundled
 
 __all__ = ["NAMED", "NamedCorpus", "Text", "TokenIds", "Tokens", "detokenize", "load_text", "tokenize"]
 
@@ -21,7 +21,7 @@ DEFAULT_CORPUS = "wikitext2"
 
 def load_text(
     corpus: str | None,
-    source: ModelSource | None,
+    model: str | None,
     notify: Notify,
     *,
     column: str | None = None,
@@ -29,14 +29,15 @@ def load_text(
 ) -> Text:
     """Read a corpus by name or from a file; None takes the default, or the bundled text if it cannot be had.
 
-    The bundled model is measured on the bundled text by default: both are English Wikipedia. `samples` of it are
+    model: the short name of what is measured; the bundled one is measured on the bundled text by default: both are
+    English Wikipedia. `samples` of it are
     taken from the beginning, 0 is all: lines of a text, rows of a .jsonl or .parquet file, whose text is in
     `column`. Raises UsageError for a file that is none of these, SourceError where a named corpus cannot be had.
     """
     if column is not None and (corpus is None or corpus.lower() in NAMED):
         raise UsageError("--text-column is for .jsonl and .parquet files; a named corpus has its own.")
     if corpus is None:
-        return _default_text(source, notify, samples)
+        return _default_text(model, notify, samples)
     if corpus.lower() in NAMED:
         return load_named(corpus.lower(), samples)
     path = Path(corpus).expanduser()
@@ -45,9 +46,9 @@ def load_text(
     return read_file(path, column, samples)
 
 
-def _default_text(source: ModelSource | None, notify: Notify, samples: int) -> Text:
+def _default_text(model: str | None, notify: Notify, samples: int) -> Text:
     reason = ""
-    if source is None or source.name != BUNDLED_NAME:
+    if model != BUNDLED_NAME:
         try:
             return load_named(DEFAULT_CORPUS, samples)
         except SourceError as error:

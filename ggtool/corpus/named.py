@@ -91,9 +91,12 @@ NAMED: Mapping[str, NamedCorpus] = MappingProxyType(
 def load_named(name: str, samples: int) -> Text:
     """Fetch a corpus of NAMED, its first `samples` (0: the default); SourceError where it cannot be had."""
     import datasets
+    import huggingface_hub
 
     named = NAMED[name]
     datasets.disable_progress_bars()
+    # A Hub out of reach is said once, by us, not at each retry.
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         text = _read(named, samples or named.default_samples)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetNotFoundError) as error:

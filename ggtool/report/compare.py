@@ -45,10 +45,13 @@ def loses_perplexity(record: EvalRecord) -> bool | None:
 
 
 def is_faster(a: EvalRecord, b: EvalRecord) -> bool:
-    """Whether even the slow end (5th percentile) of a's generation rates is above the fast end (95th) of b's."""
+    """Whether even the slow end (5th percentile) of a's generation rates is above the fast end (95th) of b's.
+
+    One round has no ends, and shows nothing.
+    """
     if a.speed is None or b.speed is None or a.speed.tg_ts_p5 is None or b.speed.tg_ts_p95 is None:
         return False
-    return a.speed.tg_ts_p5 > b.speed.tg_ts_p95
+    return min(a.speed.repetitions, b.speed.repetitions) > 1 and a.speed.tg_ts_p5 > b.speed.tg_ts_p95
 
 
 def tg_ts(record: EvalRecord) -> float:

@@ -1,7 +1,7 @@
 """Which records of a store a report is about: those whose numbers may stand beside each other.
 
 The same model, token ids, device, CPU and threads; of those with a perplexity also the same protocol and the same tokens
-scored. Of each format the newest record counts. The newest record of all says which model and text that are.
+scored. Of each format the newest record counts. The newest of all that nothing failed in says which model and text that are.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def choose_subject(records: Iterable[EvalRecord], model: str | None = None) -> S
         names = sorted({record.model for record in everything})
         known = f"it has {', '.join(names)}" if names else "it is empty; measure with `ggtool sweep`"
         raise UsageError(f"the results hold no record{f' of {model}' if model else ''}: {known}.")
-    guide = next((record for record in reversed(mine) if record.perplexity), mine[-1])
+    whole = [record for record in mine if record.perplexity and not record.failure]
+    guide = (whole or [record for record in mine if record.perplexity] or mine)[-1]
     fitting = [record for record in mine if _place(record) == _place(guide) and _scores_alike(record, guide)]
     chosen = list({record.label: record for record in fitting}.values())
     reference = next((r.divergence.reference for r in chosen if r.divergence), "hf-fp32")

@@ -158,4 +158,4 @@ def _on_device(ids: Ids, device: torch.device) -> Tensor:
 def _point(run: Run, model: PreTrainedModel, heldout: Tensor, losses: list[Tensor], lr: float) -> Point:
     loss = torch.stack(losses).mean().item() if losses else None
     n_tokens = run.step * run.settings.batch_size * run.settings.n_ctx
-    return Point(run.step, n_tokens, run.seconds, lr, loss, perplexity(model, heldout))
+    return Point(run.step, n_tokens, run.seconds, lr, loss, perplexity(model, heldout), len(heldout))

@@ -65,7 +65,8 @@ class Settings:
 class Point:
     """One point of the curve. loss: mean nats a token of the batches since the point before; lr: of the last step.
 
-    heldout_ppl: by the protocol `llama` (the second half of each window) over the held-out windows there was time for.
+    heldout_ppl: by the protocol `llama` (the second half of each window) over the first
+    `heldout_windows` of the held-out text: 64 at most on the way, all at the end.
     """
 
     step: int
@@ -74,6 +75,7 @@ class Point:
     lr: float
     loss: float | None
     heldout_ppl: float
+    heldout_windows: int
 
 
 # Gets each point of the curve as it is made.

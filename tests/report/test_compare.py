@@ -1,5 +1,7 @@
 """What may be said of two formats follows from their numbers and their errors."""
 
+from dataclasses import replace
+
 from made_records import RECORDS, record
 
 from ggtool.report.compare import (
@@ -64,3 +66,10 @@ def test_faster_is_faster_beyond_the_rounds() -> None:
     slow = record("bnb-nf4", 1, tg_ts=100, spread=0.05)
     assert is_faster(record("gguf-q4_0", 1, tg_ts=112, spread=0.05), slow)
     assert not is_faster(record("gguf-q4_0", 1, tg_ts=110, spread=0.05), slow)
+
+
+def test_one_round_shows_nothing() -> None:
+    slow, fast = record("bnb-nf4", 1, tg_ts=100, spread=0.0), record("gguf-q4_0", 1, tg_ts=200, spread=0.0)
+    assert is_faster(fast, slow)
+    once = replace(fast, speed=replace(fast.speed, repetitions=1))
+    assert not is_faster(once, slow)

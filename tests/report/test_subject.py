@@ -49,6 +49,12 @@ def test_a_failed_row_stands_with_the_others() -> None:
     assert subject.reference is RECORDS[0]
 
 
+def test_a_record_that_failed_in_part_does_not_choose_the_text() -> None:
+    half = record("gguf-q4_0", 1, 0.5, tokens_sha256="0" * 64, failure="timing needs 261 tokens")
+    assert labels(choose_subject([RECORDS[0], half])) == ["hf-fp32"]
+    assert labels(choose_subject([half])) == ["gguf-q4_0"]
+
+
 def test_the_reference_is_what_predictions_were_compared_with() -> None:
     other = record("gguf-q4_0", 1, 0.5)
     by_f16 = replace(other, divergence=replace(other.divergence, reference="hf-fp16"))

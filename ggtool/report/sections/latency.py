@@ -49,6 +49,8 @@ def _sentences(subject: Subject, timed: list[EvalRecord]) -> str:
     before = subject.reference
     if before is None or before.speed is None:
         return ""
+    if before.speed.repetitions == 1:
+        return "One round says nothing about which format is faster: measure with more `--repetitions`."
     faster = [record for record in timed if is_faster(record, before)]
     slower = [record for record in timed if is_faster(before, record)]
     said = (
