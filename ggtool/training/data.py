@@ -74,12 +74,17 @@ def tokenize_file(
 def split(train: Ids, heldout: Ids | None, n_ctx: int, sha256: str) -> TrainingTokens:
     """Hold out the last hundredth of the training ids, or eight windows, where no other text was named."""
     if heldout is None:
-        n_heldout = max(len(train) // 100, _SMALLEST_HELD_OUT * n_ctx)
+        n_tokens, n_heldout = len(train), max(len(train) // 100, _SMALLEST_HELD_OUT * n_ctx)
+        if n_tokens - n_heldout < n_ctx + 1:
+            raise UsageError(
+                f"the text of --data has {n_tokens} tokens, too few to hold out {n_heldout} of them and to train on windows "
+                f"of {n_ctx + 1} of the rest; give a longer text, a smaller --n-ctx, or another text by --heldout."
+            )
         train, heldout = train[:-n_heldout], train[-n_heldout:]
-    for ids, what in ((train, "train on"), (heldout, "hold out")):
+    for ids, flag in ((train, "--data"), (heldout, "--heldout")):
         if len(ids) < n_ctx + 1:
             raise UsageError(
-                f"there are {len(ids)} tokens to {what}, and a window takes {n_ctx + 1}; give a longer text or a "
+                f"the text of {flag} has {len(ids)} tokens, and a window takes {n_ctx + 1}; give a longer text or a "
                 "smaller --n-ctx."
             )
     return TrainingTokens(train, heldout, sha256)
