@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ggtool import __version__
 
+NO_CUDA = "there is no CUDA device here, or torch was built without CUDA; use --device cpu."
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 

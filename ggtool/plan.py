@@ -17,6 +17,7 @@ from typing import Literal
 from ggtool import corpus, worker
 from ggtool.artifact import Artifact, open_artifact
 from ggtool.corpus import Text, Tokens
+from ggtool.environment import NO_CUDA
 from ggtool.errors import MeasureError, UsageError
 from ggtool.files import MadeFile, Making, Progress, make_files
 from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
@@ -251,7 +252,7 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"], *, for_torch: bool = Tr
     if asked == "auto":
         return "cuda" if _torch_sees_cuda() else "cpu"
     if asked == "cuda" and for_torch and not _torch_sees_cuda():
-        raise UsageError("there is no CUDA device here, or torch was built without CUDA; use --device cpu.")
+        raise UsageError(NO_CUDA)
     return asked
 
 

@@ -21,18 +21,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
-from ggtool.backends.finite import first_broken, is_finite
 from ggtool.backends.hf_vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text import StopReason
 from ggtool.backends.torch_sampling import Sampler
 from ggtool.checkpoint import read_json
+from ggtool.environment import NO_CUDA
 from ggtool.errors import MeasureError, UsageError
 from ggtool.formats import Format
 from ggtool.quantized_folder import is_quantized_folder
 from ggtool.quantizers import Quantizer, load_attribute
 from ggtool.quantizers.bnb import BitsAndBytes
 from ggtool.quantizers.components import find_matrices
+from ggtool.quantizers.finite import first_broken, is_finite
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.linear import product_ways
 from ggtool.quantizers.packed import load_packed
@@ -79,9 +80,7 @@ class HuggingFaceBackend:
         cannot be had, MeasureError when a quantizer quantized nothing.
         """
         if options.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError(
-                "there is no CUDA device here, or torch was built without CUDA; use --device cpu."
-            )
+            raise UsageError(NO_CUDA)
         torch.set_num_threads(options.threads)
         self._folder = path
         self._device = options.device

@@ -19,6 +19,7 @@ from ggtool.checkpoint import LazyTensor
 from ggtool.errors import SourceError
 from ggtool.quantizers import Quantizer
 from ggtool.quantizers.components import Matrix, find_matrices, select
+from ggtool.quantizers.finite import is_finite
 from ggtool.quantizers.linear import PackedMatrix, QuantizedEmbedding, QuantizedLinear
 from ggtool.quantizers.pretrained import Device, match_tensors, refuse_quantized, skeleton
 from ggtool.quantizers.selectors import ALL
@@ -109,6 +110,6 @@ def _read(tensor: LazyTensor, device: Device) -> Tensor:
         array = array.copy()  # still the mapped file
     tensor.release()
     value = torch.from_numpy(array)
-    if not all(extreme.isfinite() for extreme in value.aminmax()):
+    if not is_finite(value):
         raise SourceError(f"tensor {tensor.name} in {tensor.file} holds a weight that is not finite.")
     return value.to(device)

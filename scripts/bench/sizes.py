@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does a larger quantized model beat a smaller full one? A table and a figure of bits per byte of text against bytes of weights.
 
-    python scripts/bench/sizes.py --out docs/sizes.svg "51 M, quantized=51m.json" "7 M, fp16=demo.json" "14 M, fp16=mid.json"
+    python scripts/bench/sizes.py --out docs/sizes.svg "51 M=51m.json" "14 M=mid.json" "7 M=demo.json"
 
 The files are those of `scripts/bench/quality.py --json`, each of one model on the same text. Models have vocabularies of their
 own, so perplexities of their tokens cannot be compared, and bits per byte can.
