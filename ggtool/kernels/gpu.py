@@ -14,16 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ggtool.kernels import build
+from ggtool.kernels import build, panels
 from ggtool.kernels.form import INT8_ROWS, MAX_PLANES, Form, Kind, Operand
 from ggtool.kernels.planes import Plane
 
 _log = logging.getLogger(__name__)
 
-# Up to here each input has a program of its own that multiplies and adds; from more on tensor cores are faster.
+# Up to here each input has a program of its own that multiplies and adds.
 _FEW_INPUTS = 4
 _MANY_ROWS = 8192
 _MANY_COLUMNS = 2048
+# Float32 bytes of a panel: it stays in the second-level cache, and cuBLAS gets enough rows to fill a GPU.
+PANEL_BYTES = 32 << 20
+_WIDENED_COLUMNS = 1024
 # Compiled kernels that are kept at hand; a process uses a few for each shape of a matrix.
 _MOST_KEPT = 4096
 
@@ -35,6 +38,13 @@ class _Tile(NamedTuple):
     n_bytes: int
     inputs: int
     num_warps: int = 4
+    fewest_rows: int = 1  # of a W that it is for
+
+
+# For many inputs: the first that gives enough programs to keep most of the 132 processors of an H100 busy.
+_TILES = (_Tile(128, 32, 128, 8, 4096), _Tile(64, 32, 64), _Tile(32, 64, 64), _Tile(64, 64, 32))
+_SMALLEST_TILE = _Tile(32, 64, 16)
+_ENOUGH_PROGRAMS = 96
 
 
 class NoTritonError(Exception):
@@ -65,6 +75,8 @@ def matmul(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor | None:
 def product(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor:
     """Return what `matmul` does, on whatever device the tensors are: on a CPU that is Triton's interpreter."""
     form, codes, scales, (n_rows, n_columns) = w
+    if form.kind == Kind.PLANES and x.numel() > _FEW_INPUTS * n_columns:
+        return _by_panels(x, w, bias)
     flat = x.reshape(-1, n_columns)
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
@@ -73,54 +85,75 @@ def product(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor:
     if not y.numel():
         return y.view(*x.shape[:-1], n_rows)
     tile = _tile(n_inputs, n_rows, n_columns)
-    codes = codes.contiguous()
     pointed = y if bias is None else bias  # a pointer that is not read
-    arguments: tuple[Any, ...]
+    constants = _constants(form, tile, bias is not None)
+    grid = (-(-n_rows // tile.rows), -(-n_inputs // tile.inputs), 1)
     if form.kind == Kind.PLANES:
-        arguments = (
-            flat, codes, scales.contiguous(), _values(form, codes.device), pointed, y,
-            n_inputs, n_rows, n_columns, flat.stride(0), codes.shape[1], codes.shape[2],
+        _launch(
+            "planes_product", grid,
+            (flat, codes.contiguous(), scales.contiguous(), _values(form, codes.device), pointed, y),
+            (n_inputs, n_rows, n_columns, flat.stride(0), codes.shape[1], codes.shape[2]),
+            constants, tile.num_warps,
         )  # fmt: skip
     else:
         code_stride = form.padded(n_columns) if form.group else n_columns
-        arguments = (
-            flat, codes, scales, pointed, y,
-            n_inputs, n_rows, n_columns, flat.stride(0), code_stride, scales.stride(0),
+        _launch(
+            "dense_product", grid,
+            (flat, codes.contiguous(), scales, pointed, y),
+            (n_inputs, n_rows, n_columns, flat.stride(0), code_stride, scales.stride(0)),
+            constants, tile.num_warps,
         )  # fmt: skip
-    constants = _constants(form, tile, bias is not None)
-    grid = (-(-n_rows // tile.rows), -(-n_inputs // tile.inputs), 1)
-    _launch(form, tile, grid, arguments, constants)
     return y.view(*x.shape[:-1], n_rows)
 
 
+def _by_panels(x: Tensor, w: Operand, bias: Tensor | None) -> Tensor:
+    """Return what `product` does, for so many inputs that digits are taken apart once and not by every tile of them."""
+    n_rows, n_columns = w.shape
+    if x.dtype == torch.float32 and 4 * n_rows * n_columns <= PANEL_BYTES:
+        return torch.nn.functional.linear(x, widen(w, slice(n_rows)), bias)
+    return panels.matmul(x, w.shape, functools.partial(widen, w), bias, panel_bytes=PANEL_BYTES)
+
+
+def widen(w: Operand, rows: slice) -> Tensor:
+    """Return W[rows] in float32, for a form in planes."""
+    form, codes, scales, (n_rows, n_columns) = w
+    first, end, _ = rows.indices(n_rows)
+    to = torch.empty(end - first, n_columns, device=codes.device)
+    tensors = (codes.contiguous(), scales.contiguous(), _values(form, codes.device), to)
+    numbers = (first, n_columns, codes.shape[1], codes.shape[2])
+    grid = (end - first, -(-n_columns // _WIDENED_COLUMNS), 1)
+    _launch("planes_widen", grid, tensors, numbers, (_WIDENED_COLUMNS, *_constants_of_planes(form)))
+    return to
+
+
 def _launch(
-    form: Form,
-    tile: _Tile,
+    name: str,
     grid: tuple[int, int, int],
-    arguments: tuple[Any, ...],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int, ...],
     constants: tuple[Any, ...],
+    num_warps: int = 4,
 ) -> None:
-    """Start the kernel of `form`; Triton's own way of finding what it has compiled takes longer than a product."""
-    tensors = [one for one in arguments if isinstance(one, Tensor)]
-    # All that Triton compiles for: constants, types, whether pointers and numbers but that of inputs are multiples of 16.
-    misaligned = [one.data_ptr() & 15 for one in tensors]
-    numbers = arguments[len(tensors) + 1 :]
+    """Start a kernel; Triton's own way of finding what it has compiled takes longer than a product.
+
+    numbers: the first of them is not compiled for.
+    """
+    pointers = [one.data_ptr() for one in tensors]
+    # All that Triton compiles for: constants, types, whether pointers and numbers are multiples of 16; and the device.
     key = (
-        form,
+        name,
         constants,
-        tile.num_warps,
-        *(one.dtype for one in tensors),
-        *numbers,
-        *misaligned,
-        tensors[0].device,
+        num_warps,
+        numbers[1:],
+        *[(one.dtype, one.get_device()) for one in tensors],
+        *[pointer & 15 for pointer in pointers],
     )
     compiled = _compiled.get(key)
     if compiled is not None:
-        compiled[grid](*arguments, *constants)
+        # Triton asks CUDA about each tensor that it is given, and takes a number as it is.
+        compiled[grid](*pointers, *numbers, *constants)
         return
-    kernels = _kernels()
-    kernel = kernels.planes_product if form.kind == Kind.PLANES else kernels.dense_product
-    compiled = kernel[grid](*arguments, *constants, num_warps=tile.num_warps)
+    compiled = getattr(_kernels(), name)[grid](*tensors, *numbers, *constants, num_warps=num_warps)
     if tensors[0].is_cuda:
         if len(_compiled) >= _MOST_KEPT:
             _compiled.clear()
@@ -131,26 +164,33 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def _tile(n_inputs: int, n_rows: int, n_columns: int) -> _Tile:
-    if n_inputs > 16:
-        return _Tile(128, 32, 128, 8) if n_rows >= _MANY_ROWS and n_inputs > 64 else _Tile(64, 32, 64)
-    if n_inputs > _FEW_INPUTS:
-        return _Tile(32, 64, 16)
-    if n_columns >= _MANY_COLUMNS:
-        return _Tile(1, 512, 1)
-    return _Tile(4, 256, 1) if n_rows < _MANY_ROWS else _Tile(16, 64, 1)
+    if n_inputs <= _FEW_INPUTS:
+        if n_columns >= _MANY_COLUMNS:
+            return _Tile(1, 512, 1)
+        return _Tile(4, 256, 1) if n_rows < _MANY_ROWS else _Tile(16, 64, 1)
+    for tile in _TILES:
+        n_programs = -(-n_rows // tile.rows) * -(-n_inputs // tile.inputs)
+        if n_programs >= _ENOUGH_PROGRAMS and n_inputs > tile.inputs // 2 and n_rows >= tile.fewest_rows:
+            return tile
+    return _SMALLEST_TILE
 
 
 @functools.cache
 def _constants(form: Form, tile: _Tile, has_bias: bool) -> tuple[Any, ...]:
-    """Return the constants of a kernel in the order of its parameters."""
-    common = (has_bias, tile.inputs > 1, tile.rows, tile.n_bytes, tile.inputs, form.group or 1)
-    if form.kind != Kind.PLANES:
-        return (*common, int(form.kind))
+    """Return the constants of a product in the order of its parameters."""
+    if form.kind == Kind.PLANES:
+        return (has_bias, tile.rows, tile.n_bytes, *_constants_of_planes(form))
+    has_many = tile.inputs > 1
+    return (has_bias, has_many, tile.rows, tile.n_bytes, tile.inputs, form.group or 1, int(form.kind))
+
+
+@functools.cache
+def _constants_of_planes(form: Form) -> tuple[Any, ...]:
     sizes: list[int] = []
     for index in range(MAX_PLANES):
         plane = form.planes[min(index, form.n_planes - 1)]  # those that are not there are not read
         sizes += [plane.base, plane.per_byte, plane.n_bytes(form.group), _is_even(plane)]
-    return (*common, form.scales_per_group, form.n_planes, *sizes)
+    return (form.group, form.scales_per_group, form.n_planes, *sizes)
 
 
 def _is_even(plane: Plane) -> bool:

@@ -1,8 +1,8 @@
-"""The Triton kernels behind `ggtool.kernels.gpu`: y = x @ W.T + bias for a W in codes and scales.
+"""The Triton kernels behind `ggtool.kernels.gpu`: y = x @ W.T + bias for a W in codes and scales, and some rows of W.
 
-A program computes ROWS rows of W for INPUTS rows of x, going along the codes BYTES at a time. WITH_DOT says how: by
-tensor cores, each float32 product as three of TF32, so that it errs like a float32 product; or, for one input, by
-multiplying and adding. Nothing widened leaves the registers.
+A program of a product computes ROWS rows of W for INPUTS rows of x, going along the codes BYTES at a time. WITH_DOT says
+how: by tensor cores, each float32 product as three of TF32, so that it errs like a float32 product; or, for one
+input, by multiplying and adding. Nothing widened leaves the registers.
 """
 
 from __future__ import annotations
@@ -99,19 +99,21 @@ def dense_product(
 
 
 @triton.jit
-def _widen(read, values, PLANE: tl.constexpr, BASE: tl.constexpr, PLACE: tl.constexpr, IS_EVEN: tl.constexpr):
-    """Return what the digits at PLACE of bytes stand for: computed where the steps are even, else looked up.
+def _widen(
+    read, values, place, PLANE: tl.constexpr, BASE: tl.constexpr, PER_BYTE: tl.constexpr, IS_EVEN: tl.constexpr
+):  # fmt: skip
+    """Return what the digits at `place` of bytes stand for: computed where the steps are even, else looked up.
 
     A table of 16 floats is half a cache line, which all threads read at once.
     """
     if BASE == 3:
         power = 1
-        for _ in tl.static_range(PLACE):
-            power *= 3
+        for below in tl.static_range(PER_BYTE - 1):
+            power = power * tl.where(place > below, 3, 1)
         digits = read // power % 3
     else:
         BITS: tl.constexpr = 4 if BASE == 16 else (2 if BASE == 4 else 1)
-        digits = (read >> (BITS * PLACE)) & (BASE - 1)
+        digits = (read >> (BITS * place)) & (BASE - 1)
     table = values + PLANE * _TABLE_SIZE
     if IS_EVEN:
         first = tl.load(table)
@@ -123,7 +125,7 @@ def _widen(read, values, PLANE: tl.constexpr, BASE: tl.constexpr, PLACE: tl.cons
 def _add_plane(
     sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
     PLANE: tl.constexpr, OFFSET: tl.constexpr, BASE: tl.constexpr, PER_BYTE: tl.constexpr, N_BYTES: tl.constexpr,
-    IS_EVEN: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, BYTES: tl.constexpr, WITH_DOT: tl.constexpr,
+    IS_EVEN: tl.constexpr, SCALES: tl.constexpr, GROUP: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Add what one plane contributes: its bytes are walked without the gaps that other planes are in a group."""
     is_row = (rows < n_rows)[:, None]
@@ -141,34 +143,78 @@ def _add_plane(
             in_group = place * N_BYTES + byte
             columns = group * GROUP + in_group
             is_column = (in_group < GROUP) & (columns < n_columns)
-            weights = _widen(read, values, PLANE, BASE, place, IS_EVEN) * scale
-            sums = _add(sums, weights, x, inputs, columns, is_column, n_inputs, x_stride, WITH_DOT)
+            weights = _widen(read, values, place, PLANE, BASE, PER_BYTE, IS_EVEN) * scale
+            sums = _add(sums, weights, x, inputs, columns, is_column, n_inputs, x_stride, False)
     return sums
 
 
 @triton.jit(do_not_specialize=["n_inputs"])
 def planes_product(
     x, codes, scales, values, bias, y, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-    HAS_BIAS: tl.constexpr, WITH_DOT: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, INPUTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr,
     GROUP: tl.constexpr, SCALES: tl.constexpr, N_PLANES: tl.constexpr,
     BASE_0: tl.constexpr, PER_BYTE_0: tl.constexpr, N_BYTES_0: tl.constexpr, IS_EVEN_0: tl.constexpr,
     BASE_1: tl.constexpr, PER_BYTE_1: tl.constexpr, N_BYTES_1: tl.constexpr, IS_EVEN_1: tl.constexpr,
     BASE_2: tl.constexpr, PER_BYTE_2: tl.constexpr, N_BYTES_2: tl.constexpr, IS_EVEN_2: tl.constexpr,
 ):  # fmt: skip
-    """Multiply with the layout of `ggtool.kernels.planes`; values: float32 (planes, TABLE_SIZE)."""
-    rows, inputs, sums = _start(ROWS, BYTES, INPUTS, WITH_DOT)
+    """Multiply one input with the layout of `ggtool.kernels.planes`; values: float32 (planes, TABLE_SIZE)."""
+    rows, inputs, sums = _start(ROWS, BYTES, 1, False)
     sums = _add_plane(
         sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-        0, 0, BASE_0, PER_BYTE_0, N_BYTES_0, IS_EVEN_0, SCALES, GROUP, BYTES, WITH_DOT,
+        0, 0, BASE_0, PER_BYTE_0, N_BYTES_0, IS_EVEN_0, SCALES, GROUP, BYTES,
     )  # fmt: skip
     if N_PLANES > 1:
         sums = _add_plane(
             sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-            1, N_BYTES_0, BASE_1, PER_BYTE_1, N_BYTES_1, IS_EVEN_1, SCALES, GROUP, BYTES, WITH_DOT,
+            1, N_BYTES_0, BASE_1, PER_BYTE_1, N_BYTES_1, IS_EVEN_1, SCALES, GROUP, BYTES,
         )  # fmt: skip
     if N_PLANES > 2:
         sums = _add_plane(
             sums, x, codes, scales, values, rows, inputs, n_inputs, n_rows, n_columns, x_stride, n_groups, group_bytes,
-            2, N_BYTES_0 + N_BYTES_1, BASE_2, PER_BYTE_2, N_BYTES_2, IS_EVEN_2, SCALES, GROUP, BYTES, WITH_DOT,
+            2, N_BYTES_0 + N_BYTES_1, BASE_2, PER_BYTE_2, N_BYTES_2, IS_EVEN_2, SCALES, GROUP, BYTES,
         )  # fmt: skip
-    _finish(sums, scales, bias, y, rows, inputs, n_inputs, n_rows, 0, False, HAS_BIAS, WITH_DOT)
+    _finish(sums, scales, bias, y, rows, inputs, n_inputs, n_rows, 0, False, HAS_BIAS, False)
+
+
+@triton.jit
+def _widen_plane(
+    sums, codes, scales, values, mask, at_group, in_group, group_bytes,
+    PLANE: tl.constexpr, OFFSET: tl.constexpr, BASE: tl.constexpr, PER_BYTE: tl.constexpr, N_BYTES: tl.constexpr,
+    IS_EVEN: tl.constexpr, SCALES: tl.constexpr,
+):  # fmt: skip
+    read = tl.load(codes + at_group * group_bytes + OFFSET + in_group % N_BYTES, mask=mask, other=0)
+    scale = tl.load(scales + at_group * SCALES + (PLANE if SCALES > 1 else 0), mask=mask, other=0.0)
+    digits = _widen(read.to(tl.int32), values, in_group // N_BYTES, PLANE, BASE, PER_BYTE, IS_EVEN)
+    return sums + digits * scale.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["first"])
+def planes_widen(
+    codes, scales, values, to, first, n_columns, n_groups, group_bytes,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr, SCALES: tl.constexpr, N_PLANES: tl.constexpr,
+    BASE_0: tl.constexpr, PER_BYTE_0: tl.constexpr, N_BYTES_0: tl.constexpr, IS_EVEN_0: tl.constexpr,
+    BASE_1: tl.constexpr, PER_BYTE_1: tl.constexpr, N_BYTES_1: tl.constexpr, IS_EVEN_1: tl.constexpr,
+    BASE_2: tl.constexpr, PER_BYTE_2: tl.constexpr, N_BYTES_2: tl.constexpr, IS_EVEN_2: tl.constexpr,
+):  # fmt: skip
+    """Write rows of W from `first` on to `to`, float32 (rows, n_columns); a program does COLUMNS of one row."""
+    row = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = columns < n_columns
+    at_group = (first + row).to(tl.int64) * n_groups + columns // GROUP
+    in_group = columns % GROUP
+    sums = tl.zeros((COLUMNS,), dtype=tl.float32)
+    sums = _widen_plane(
+        sums, codes, scales, values, mask, at_group, in_group, group_bytes,
+        0, 0, BASE_0, PER_BYTE_0, N_BYTES_0, IS_EVEN_0, SCALES,
+    )  # fmt: skip
+    if N_PLANES > 1:
+        sums = _widen_plane(
+            sums, codes, scales, values, mask, at_group, in_group, group_bytes,
+            1, N_BYTES_0, BASE_1, PER_BYTE_1, N_BYTES_1, IS_EVEN_1, SCALES,
+        )  # fmt: skip
+    if N_PLANES > 2:
+        sums = _widen_plane(
+            sums, codes, scales, values, mask, at_group, in_group, group_bytes,
+            2, N_BYTES_0 + N_BYTES_1, BASE_2, PER_BYTE_2, N_BYTES_2, IS_EVEN_2, SCALES,
+        )  # fmt: skip
+    tl.store(to + row.to(tl.int64) * n_columns + columns, sums, mask=mask)

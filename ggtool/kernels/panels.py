@@ -22,18 +22,20 @@ def matmul(
     widen: Callable[[slice], Tensor],
     bias: Tensor | None = None,
     scales: Tensor | None = None,
+    panel_bytes: int | None = None,
 ) -> Tensor:
     """Return (x @ W.T) * scales + bias, (..., columns) to (..., rows), in the dtype of `x`.
 
     The product is computed in float32 whatever the activations are. Inference only: no gradient flows.
 
     x: float (..., columns). shape: (rows, columns) of W. widen: a slice of rows to W[rows] in float32.
-    scales: float32 (rows,), if `widen` leaves them to the sums. bias: float (rows,).
+    scales: float32 (rows,), if `widen` leaves them to the sums. bias: float (rows,). panel_bytes: float32 bytes
+    that are widened at once, PANEL_BYTES if not told.
     """
     n_rows, n_columns = shape
     flat = x.reshape(-1, n_columns).to(torch.float32)
     sums = flat.new_empty(len(flat), n_rows)
-    step = max(1, PANEL_BYTES // (4 * n_columns))
+    step = max(1, (panel_bytes or PANEL_BYTES) // (4 * n_columns))
     for start in range(0, n_rows, step):
         rows = slice(start, start + step)
         torch.mm(flat, widen(rows).t(), out=sums[:, rows])

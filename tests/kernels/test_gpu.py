@@ -36,8 +36,10 @@ QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
 }
 # No multiple of a group or a tile, and one of both.
 SHAPES = ((37, 100), (64, 256))
-# A program for each input; one tile of inputs; several, the last of them in part.
+# A program for each input; one tile of inputs, or a panel; several tiles, the last of them in part.
 N_INPUTS = (1, 3, 5, 70)
+# One panel for the smaller shape and four for the larger.
+PANEL_BYTES = 4 * 16 * 256
 
 
 def error(name: str, shape: tuple[int, int], n_inputs: int, compute: Callable[..., Tensor | None]) -> float:
@@ -56,6 +58,8 @@ def error(name: str, shape: tuple[int, int], n_inputs: int, compute: Callable[..
 
 def interpret() -> None:
     """Print the errors of all cases in Triton's interpreter, which this process was started for."""
+
+    gpu.PANEL_BYTES = PANEL_BYTES
 
     def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor:
         return gpu.product(x, Operand(form, packed.codes, packed.scales, packed.shape), bias)
@@ -86,7 +90,9 @@ def test_every_form_and_size_gives_torchs_product(name: str, interpreted: dict):
 @pytest.mark.parametrize("n_inputs", N_INPUTS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_on_a_gpu_as_well(name: str, shape: tuple[int, int], n_inputs: int):
+def test_on_a_gpu_as_well(name: str, shape: tuple[int, int], n_inputs: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "PANEL_BYTES", PANEL_BYTES)
+
     def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor | None:
         moved = packed.to("cuda")
         arguments = (x.cuda(), Operand(form, moved.codes, moved.scales, moved.shape), bias.cuda())
@@ -102,15 +108,18 @@ def test_on_a_gpu_as_well(name: str, shape: tuple[int, int], n_inputs: int):
 
 
 @pytest.mark.gpu
-def test_the_matrix_is_never_whole_on_a_gpu():
+@pytest.mark.parametrize("n_inputs", [1, 64])
+def test_the_matrix_is_never_whole_on_a_gpu(n_inputs: int):
     quantizer = tables.IQ4()
     packed = quantizer.quantize(torch.randn(4096, 4096, device="cuda"))
-    x = torch.randn(64, 4096, device="cuda")
-    quantizer.matmul(x, packed)  # compiles, and makes the table of a byte's values
+    x = torch.randn(n_inputs, 4096, device="cuda")
+    quantizer.matmul(x, packed)  # compiles
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     y = quantizer.matmul(x, packed)
-    assert torch.cuda.max_memory_allocated() - before <= 2 * y.nbytes
+    # One input is widened in registers, more by a panel, half of this matrix.
+    panel = gpu.PANEL_BYTES if n_inputs > 1 else 0
+    assert torch.cuda.max_memory_allocated() - before <= 2 * y.nbytes + panel
 
 
 def test_a_gradient_is_left_to_torch():
