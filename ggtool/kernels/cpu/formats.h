@@ -94,8 +94,9 @@ inline void by_sixteens(const T* from, int64_t n, float* to, Step step) {
   }
 }
 
-// Write one plane of a group, and up to 15 floats beyond it that mean nothing.
-inline void widen_plane(const uint8_t* from, int base, int group, const Table& values, float scale, float* to) {
+// Write one plane of a group, and up to 15 floats beyond it that mean nothing. What lies from `end` on is not read.
+inline void widen_plane(const uint8_t* from, const uint8_t* end, int base, int group, const Table& values, float scale,
+                        float* to) {
   const int n_bytes = Matrix::n_bytes(base, group);
   const Lanes scales = spread(scale);
   if (base == 16 && n_bytes % kLanes == 0) {
@@ -107,24 +108,22 @@ inline void widen_plane(const uint8_t* from, int base, int group, const Table& v
     return;
   }
   for (int at = 0; at < n_bytes; at += kLanes) {
-    uint8_t here[kLanes] = {};
-    std::memcpy(here, from + at, std::min(n_bytes - at, kLanes));
-    if (base != 3) {
-      Codes codes = bytes(here);
-      const int bits = Matrix::bits_of(base);
-      for (int place = 0; place * n_bytes < group; ++place, codes = shift_right(codes, bits))
-        store(to + place * n_bytes + at, mul(values[codes], scales));
+    const uint8_t* here = from + at;
+    uint8_t rest[kLanes] = {};
+    if (end - here < kLanes) {
+      std::memcpy(rest, here, end - here);
+      here = rest;
+    }
+    if (base == 3) {
+      Trits trits(here);
+      for (int place = 0; place * n_bytes < group; ++place)
+        store(to + place * n_bytes + at, mul(values[trits.next()], scales));
       continue;
     }
-    for (int place = 0; place * n_bytes < group; ++place) {
-      uint8_t digits[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const uint8_t above = static_cast<uint8_t>(here[i] * 171 >> 9);  // here[i] / 3, up to 255
-        digits[i] = static_cast<uint8_t>(here[i] - 3 * above);
-        here[i] = above;
-      }
-      store(to + place * n_bytes + at, mul(values[bytes(digits)], scales));
-    }
+    Codes codes = bytes(here);
+    const int bits = Matrix::bits_of(base);
+    for (int place = 0; place * n_bytes < group; ++place, codes = shift_right(codes, bits))
+      store(to + place * n_bytes + at, mul(values[codes], scales));
   }
 }
 
@@ -133,11 +132,12 @@ inline void widen_planes(const Matrix& matrix, int64_t index, float* scales, flo
   matrix.read_scales(index, scales);
   const Table tables[kMaxPlanes] = {Table(format.tables[0]), Table(format.tables[1]), Table(format.tables[2])};
   const uint8_t* from = matrix.row(index);
+  const uint8_t* end = matrix.row(matrix.n_rows);
   for (int64_t g = 0; g < matrix.n_groups(); ++g, to += format.group) {
     for (int plane = 0; plane < format.n_planes; ++plane) {
       const int base = format.bases[plane];
       const float scale = scales[g * format.scales_per_group + (format.scales_per_group > 1 ? plane : 0)];
-      widen_plane(from, base, format.group, tables[plane], scale, plane ? term : to);
+      widen_plane(from, end, base, format.group, tables[plane], scale, plane ? term : to);
       from += Matrix::n_bytes(base, format.group);
       for (int i = 0; plane && i < format.group; ++i) to[i] += term[i];
     }

@@ -33,6 +33,7 @@ inline float sum(Lanes a) { return _mm512_reduce_add_ps(a); }
 inline Codes bytes(const void* from) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 }
+inline Codes words(__m256i sixteen) { return _mm512_cvtepu16_epi32(sixteen); }
 inline Codes shift_right(Codes a, int bits) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(bits)); }
 inline Lanes widen_int8(const int8_t* from) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -85,6 +86,10 @@ inline float sum(Lanes x) {
 inline Codes bytes(const void* from) {
   const __m128i all = _mm_loadu_si128(static_cast<const __m128i*>(from));
   return {_mm256_cvtepu8_epi32(all), _mm256_cvtepu8_epi32(_mm_srli_si128(all, 8))};
+}
+inline Codes words(__m256i sixteen) {
+  return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(sixteen)),
+          _mm256_cvtepu16_epi32(_mm256_extracti128_si256(sixteen, 1))};
 }
 inline Codes shift_right(Codes x, int bits) {
   const __m128i count = _mm_cvtsi32_si128(bits);
@@ -205,6 +210,42 @@ struct Table {
     for (int i = 0; i < kLanes; ++i) r.v[i] = values[codes.v[i] & 15];
     return r;
   }
+};
+
+class Trits {
+ public:
+  explicit Trits(const void* from) : left_(bytes(from)) {}
+  Codes next() {
+    Codes digits;
+    for (int i = 0; i < kLanes; ++i) {
+      digits.v[i] = left_.v[i] % 3;
+      left_.v[i] /= 3;
+    }
+    return digits;
+  }
+
+ private:
+  Codes left_;
+};
+
+#endif
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
+
+// The digits to base 3 of sixteen bytes, the lowest first.
+class Trits {
+ public:
+  explicit Trits(const void* from) : left_(_mm256_cvtepu8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)))) {}
+  Codes next() {
+    // a / 3 for a up to 255, in 16 bits.
+    const __m256i above = _mm256_srli_epi16(_mm256_mullo_epi16(left_, _mm256_set1_epi16(171)), 9);
+    const __m256i digits = _mm256_sub_epi16(left_, _mm256_add_epi16(above, _mm256_add_epi16(above, above)));
+    left_ = above;
+    return words(digits);
+  }
+
+ private:
+  __m256i left_;  // sixteen uint16
 };
 
 #endif
