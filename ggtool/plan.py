@@ -24,6 +24,7 @@ from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend
 from ggtool.job import Job
 from ggtool.metrics.windows import cut
 from ggtool.quantized_folder import QuantizedFacts, folder_sha256, is_quantized_folder, read_facts
+from ggtool.quantizers.selectors import ALL, check_blocks
 from ggtool.results import label
 from ggtool.source import ModelSource, Notify, from_folder, resolve
 from ggtool.spec import WITH_IMATRIX, Spec, check_calibration, parse_backend
@@ -122,6 +123,8 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
     if asked is None and source is not None:
         reference = Spec(find_backend(DEFAULT_REFERENCE))
         everything = [*specs, reference]
+    if source is not None:
+        _check_model(source, everything, request.n_ctx)
     device = choose_device(request.device, for_torch=any(_runs_in_torch(spec) for spec in everything))
     text = corpus.load_text(
         request.corpus,
@@ -147,6 +150,19 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
         tokens=tokens,
         device=device,
     )
+
+
+def _check_model(source: ModelSource, specs: Sequence[Spec], n_ctx: int) -> None:
+    """Refuse blocks that a model lacks, and more positions than GPT-2's kind has learned, which no format could do."""
+    for spec in specs:
+        if spec.components != ALL:
+            check_blocks(spec.components, source.weights)
+    trained = source.config.get("n_positions")
+    is_rotary = any(key.startswith(("rope", "rotary")) for key in source.config)
+    if isinstance(trained, int) and n_ctx > trained and not is_rotary:
+        raise UsageError(
+            f"{source.name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
+        )
 
 
 def _refuse_failures(specs: Sequence[Spec], reference: Spec | None, made: Mapping[Spec, MadeFile]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_without_tokenizer_json_the_ids_are_the_same(tiny_gpt2: Path, tmp_path: 
         tokenize(text, from_folder(tmp_path)).ids.tolist()
         == tokenize(text, from_folder(tiny_gpt2)).ids.tolist()
     )
+
+
+def test_a_folder_without_tokenizer_files_is_called_that(tiny_gpt2: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_gpt2 / name, tmp_path)
+    with pytest.raises(SourceError, match="has no tokenizer: no"):
+        tokenize("Some text.", from_folder(tmp_path))
 
 
 def test_a_bos_is_found_and_an_eos_is_refused(tiny_gpt2: Path, tmp_path: Path) -> None:

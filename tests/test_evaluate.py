@@ -156,7 +156,13 @@ def test_other_tokens_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path)
 
 
 def test_what_cannot_work_is_said_before_any_work(request_: Request) -> None:
-    with pytest.raises(UsageError, match="tokens and 20000 are needed"):
-        plan(replace(request_, n_ctx=10000), ignore, ignore)
+    with pytest.raises(UsageError, match="has positions for 128 tokens and no more"):
+        plan(replace(request_, n_ctx=129), ignore, ignore)
+    short = Path(request_.corpus or "").with_name("short.txt")
+    short.write_text("Not enough.")
+    with pytest.raises(UsageError, match="tokens and 128 are needed"):
+        plan(replace(request_, corpus=str(short)), ignore, ignore)
+    with pytest.raises(UsageError, match="'blocks=1-2' names blocks outside 0 to 1"):
+        plan(replace(request_, backends=["hf-fp32", "scratch-int8:blocks=1-2"]), ignore, ignore)
     with pytest.raises(UsageError, match="at least one"):
         plan(replace(request_, backends=[]), ignore, ignore)

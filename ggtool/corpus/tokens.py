@@ -95,6 +95,11 @@ def _tokenize_slowly(text: str, source: ModelSource) -> Tokens:
             f"{source.folder} has no tokenizer that can be read: {str(error).splitlines()[0]}"
         ) from None
     found = tokenizer(text, split_special_tokens=True, verbose=False, return_offsets_mapping=True)
+    if text and not found["input_ids"]:  # transformers makes an empty tokenizer where there are no files
+        raise SourceError(
+            f"{source.folder} has no tokenizer: no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt; "
+            "copy those of the model that it was made of."
+        )
     return _tokens(text, found["input_ids"], found["offset_mapping"], tokenizer("")["input_ids"])
 
 

@@ -12,7 +12,7 @@ matrix, so `embd` and `lm_head` both name it. What a part is, is read off the mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from ggtool.errors import UsageError
@@ -85,6 +85,14 @@ def matches(selector: str, matrices: Sequence[Names]) -> list[bool]:
 def check(selector: str) -> None:
     """Raise UsageError if `selector` cannot be read; whether a model has what it names is seen later."""
     _parse(selector)
+
+
+def check_blocks(selector: str, names: Iterable[str]) -> None:
+    """Raise UsageError if `selector` names blocks that no tensor or module among `names` belongs to."""
+    matrices = [(name,) for name in names]
+    for _, first, last, _ in _parse(selector):
+        if first is not None:
+            _block_range(selector, first, last, matrices)
 
 
 def _parse(selector: str) -> list[tuple[bool, str | None, str | None, str]]:
