@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ggtool.report.card_choice import NOT_MEASURED, choices, first_choice
-from ggtool.report.card_facts import CardFile, CardModel, Measured, Row, device_name
+from ggtool.report.card_facts import CardFile, CardModel, Measured, Row
 from ggtool.report.card_figures import FOLDER
+from ggtool.report.device import device_name
 from ggtool.results import EvalRecord
 
 # Tells a card that may be written anew from one that somebody wrote.

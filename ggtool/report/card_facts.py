@@ -106,13 +106,6 @@ class Measured:
         return next((row.quality for row in self.rows if row.quality), None)
 
 
-def device_name(record: EvalRecord) -> str:
-    """Return what a record's speed was measured on: the processor or the GPU, and the threads."""
-    facts = record.environment
-    name = facts.get("cuda_device") if facts.get("device") == "cuda" else facts.get("cpu")
-    return f"{name or facts.get('device', 'unknown device')}, {facts.get('threads', '?')} threads"
-
-
 def match(files: Sequence[CardFile], records: Sequence[EvalRecord]) -> Measured:
     """Give each file its records; of several protocols the one that most files have, the newest of those."""
     newest: dict[tuple[str, Protocol], EvalRecord] = {}

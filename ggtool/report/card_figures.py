@@ -9,7 +9,8 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ggtool.report.card_facts import Measured, Row, device_name
+from ggtool.report.card_facts import Measured, Row
+from ggtool.report.device import device_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

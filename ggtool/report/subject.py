@@ -1,6 +1,6 @@
 """Which records of a store a report is about: those whose numbers may stand beside each other.
 
-The same model, token ids, device, CPU and threads; of those with a perplexity also the same protocol and the same tokens
+The same model, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same protocol and the same tokens
 scored. Of each format the newest record counts. The newest of all that nothing failed in says which model and text that are.
 """
 
@@ -60,17 +60,26 @@ def choose_subject(records: Iterable[EvalRecord], model: str | None = None) -> S
         raise UsageError(f"the results hold no record{f' of {model}' if model else ''}: {known}.")
     whole = [record for record in mine if record.perplexity and not record.failure]
     guide = (whole or [record for record in mine if record.perplexity] or mine)[-1]
-    fitting = [record for record in mine if _place(record) == _place(guide) and _scores_alike(record, guide)]
+    fitting = [record for record in mine if _is_comparable(record, guide)]
     chosen = list({record.label: record for record in fitting}.values())
     reference = next((r.divergence.reference for r in chosen if r.divergence), "hf-fp32")
     found = next((r for r in chosen if r.label == reference and r.perplexity), None)
     return Subject(tuple(chosen), found, len(everything) - len(fitting))
 
 
+def _is_comparable(record: EvalRecord, guide: EvalRecord) -> bool:
+    return _place(record) == _place(guide) and _same_gpu(record, guide) and _scores_alike(record, guide)
+
+
 def _place(record: EvalRecord) -> tuple[str, ...]:
     environment = record.environment
     machine = (environment.get(key, "") for key in ("device", "cpu", "threads"))
     return (record.model, record.revision, record.tokens_sha256, *machine)
+
+
+def _same_gpu(record: EvalRecord, guide: EvalRecord) -> bool:
+    mine, other = (one.environment.get("cuda_device") for one in (record, guide))
+    return mine is None or other is None or mine == other
 
 
 def _scores_alike(record: EvalRecord, guide: EvalRecord) -> bool:

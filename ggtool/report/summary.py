@@ -15,6 +15,7 @@ from ggtool.report.compare import (
     size,
     tg_ts,
 )
+from ggtool.report.device import device_name, gpu_peak
 from ggtool.report.numbers import count, digits, listed, mib, percent, with_error
 from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
@@ -72,13 +73,14 @@ def _least_memory(subject: Subject) -> list[str]:
     if subject.reference and subject.reference is not least:
         said += f", {percent(size(least) / size(subject.reference))} of `{subject.reference.label}`"
     said += f". {_cost_of(least)}"
-    resident = [record for record in subject.measured if record.memory]
+    on_gpu = [(bytes_, record) for record in subject.measured if (bytes_ := gpu_peak(record)) is not None]
+    resident = on_gpu or [
+        (record.memory.peak_rss_bytes, record) for record in subject.measured if record.memory
+    ]
     if resident:
-        lowest = min(resident, key=_peak_rss)
-        said += (
-            f" The process that needs least at its peak, libraries included, runs `{lowest.label}`: "
-            f"{mib(_peak_rss(lowest))}."
-        )
+        most, lowest = min(resident, key=lambda pair: pair[0])
+        of = "of the GPU at its peak, CUDA itself included" if on_gpu else "at its peak, libraries included"
+        said += f" The process that needs least {of}, runs `{lowest.label}`: {mib(most)}."
     return [said]
 
 
@@ -115,8 +117,7 @@ def _fastest(subject: Subject) -> list[str]:
         return []
     best = max(timed, key=tg_ts)
     assert best.speed
-    on = f"{best.environment.get('cpu') or best.environment.get('device', 'this device')}, {count(best.speed.threads, 'thread')}"
-    said = f"Fastest at generating on this device ({on}): `{best.label}` with {digits(tg_ts(best))} tokens a second"
+    said = f"Fastest at generating on this device ({device_name(best)}): `{best.label}` with {digits(tg_ts(best))} tokens a second"
     if subject.reference and subject.reference.speed and subject.reference is not best:
         said += f", {digits(tg_ts(best) / tg_ts(subject.reference), 2)} times `{subject.reference.label}`"
     said += "."
@@ -188,7 +189,3 @@ def _cost_of(record: EvalRecord) -> str:
         f"It costs a KL divergence of {with_error(far.kld_mean, far.kld_stderr)} nats and multiplies perplexity by "
         f"{with_error(far.ppl_ratio, far.ppl_ratio_stderr)}."
     )
-
-
-def _peak_rss(record: EvalRecord) -> float:
-    return float(record.memory.peak_rss_bytes) if record.memory else 0.0

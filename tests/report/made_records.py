@@ -80,3 +80,19 @@ RECORDS = (
     record("gguf-iq4_xs", 5.4, 0.0310, 0.001, ratio=1.03, tg_ts=395.0),
     record("gguf-q2_k", 4.0, 0.30, 0.004, ratio=1.3, tg_ts=350.0),
 )
+
+
+def on_gpu(made: EvalRecord, vram: float) -> EvalRecord:
+    """The same record, measured on a GPU of which the process held `vram` MiB."""
+    held = round(vram * MIB)
+    memory = replace(
+        made.memory,
+        peak_vram_bytes=held // 2,
+        peak_vram_allocated_bytes=held // 4,
+        vram_process_bytes=held,
+    )
+    return replace(
+        made,
+        memory=memory,
+        environment={**ENVIRONMENT, "device": "cuda", "cuda_device": "Test GPU"},
+    )

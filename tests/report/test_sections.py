@@ -1,8 +1,10 @@
 """What the sections say follows from records and facts, and what is missing is said with how to get it."""
 
+from dataclasses import replace
+
 import pytest
 from made_facts import FACTS, GGUF, WEIGHTS
-from made_records import RECORDS, failed, record
+from made_records import FP32, RECORDS, failed, on_gpu, record
 
 from ggtool.facts import Facts
 from ggtool.report.build import build_report
@@ -54,6 +56,32 @@ def test_memory_says_before_and_after() -> None:
     said = prose("memory")
     assert "`hf-fp32` holds 32.0 MiB" in said
     assert "between 4.00 MiB (`gguf-q2_k`, 12 %) and 26.0 MiB (`scratch-int8:attn`, 81 %)" in said
+
+
+def test_on_a_gpu_its_memory_is_what_counts() -> None:
+    made = (
+        on_gpu(record(FP32, 32.0), 900),
+        on_gpu(record("scratch-int8", 8.0, 0.001), 800),
+        on_gpu(record("bnb-nf4", 6.0, 0.036), 820),
+    )
+    assert "Of the GPU its tensors take 225 MiB at most and the process 900 MiB." in prose("memory", *made)
+    shown = table("memory", 0, *made)
+    assert [column.title for column in shown.columns[-3:]] == ["VRAM MiB", "reserved MiB", "process MiB"]
+    assert [cell.text for cell in shown.rows[1][-3:]] == ["200", "400", "800"]
+    assert len(table("memory").columns) == len(table("memory").rows[0]) == len(shown.columns) - 3
+    assert [row[-2].text for row in table("formats", 0, *made).rows] == ["900", "800", "820"]
+    assert "least of the GPU at its peak, CUDA itself included, runs `scratch-int8`: 800 MiB" in prose(
+        "summary", *made
+    )
+    assert "on this device (Test GPU)" in prose("summary", *made)
+    assert "on Test GPU." in prose("latency", *made)
+
+
+def test_records_of_two_gpus_do_not_stand_beside_each_other() -> None:
+    here = on_gpu(record("bnb-nf4", 6.0, 0.036), 820)
+    other = on_gpu(record(FP32, 32.0), 900)
+    other = replace(other, environment={**other.environment, "cuda_device": "Another GPU"})
+    assert [found.label for found in choose_subject([other, here]).records] == ["bnb-nf4"]
 
 
 def test_latency_names_what_became_slower() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggtool.facts import Facts
+from ggtool.report.device import peak
 from ggtool.report.document import Block, Bullets, Cell, Column, Paragraph, Section, Table
 from ggtool.report.numbers import digits
 from ggtool.report.sections.cells import (
@@ -30,7 +31,9 @@ _COLUMNS = (
     KLD,
     SPEED_COLUMN,
     Column("pp t/s", "prompt tokens a second, median"),
-    Column("peak MiB", "most memory the process had at once, libraries included"),
+    Column(
+        "peak MiB", "most memory the process had at once, libraries included; of the GPU for what ran on one"
+    ),
     Column("quantized", "matrices held in fewer than 16 bits, of all", kind="text"),
 )
 
@@ -52,7 +55,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
 
 
 def _row(record: EvalRecord) -> tuple[Cell, ...]:
-    speed, memory = record.speed, record.memory
+    speed = record.speed
     quantized = (
         Cell(f"{record.modules_quantized}/{record.modules_total}") if record.modules_total else MISSING
     )
@@ -64,6 +67,6 @@ def _row(record: EvalRecord) -> tuple[Cell, ...]:
         kld_cell(record),
         number_cell(speed.tg_ts if speed else None),
         number_cell(speed.pp_ts if speed else None),
-        mib_cell(memory.peak_rss_bytes if memory else None),
+        mib_cell(peak(record)),
         Cell("failed") if record.failure else quantized,
     )

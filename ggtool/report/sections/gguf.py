@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from ggtool.facts import Facts, GGUFFacts
 from ggtool.report.compare import kld, kld_error, size, tg_ts
+from ggtool.report.device import is_on_gpu, peak
 from ggtool.report.document import Block, Bullets, Cell, Code, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import SHADE, Drawing, new_drawing
 from ggtool.report.families import FAMILIES
@@ -147,9 +148,9 @@ def _shown(rows: list[EvalRecord]) -> EvalRecord | None:
 def _benefits(record: EvalRecord, before: EvalRecord) -> str:
     """Set one file against the original in its own runtime."""
     found = [f"holds {percent(size(record) / size(before))} of the weights' bytes"]
-    if record.memory and before.memory:
-        peaks = mib(record.memory.peak_rss_bytes), mib(before.memory.peak_rss_bytes)
-        found.append(f"needs {peaks[0]} at its peak instead of {peaks[1]}")
+    mine, theirs = peak(record), peak(before)
+    if mine and theirs and is_on_gpu(record) == is_on_gpu(before):
+        found.append(f"needs {mib(mine)} at its peak instead of {mib(theirs)}")
     if record.speed and before.speed:
         found.append(f"opens in {ms(record.speed.load_s)} instead of {ms(before.speed.load_s)}")
         found.append(f"generates {digits(tg_ts(record) / tg_ts(before), 2)} times as many tokens a second")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ggtool.facts import Facts
 from ggtool.report.compare import is_faster, tg_ts
+from ggtool.report.device import device_name
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import INK, Drawing, draw_bar, draw_span, new_drawing, rows_of_formats
 from ggtool.report.numbers import NONE, digits, listed, ms
@@ -31,7 +32,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
     assert speed
     method = (
         f"A prompt of {speed.pp_tokens} tokens (pp) and {speed.tg_tokens} tokens after it (tg), medians of "
-        f"{speed.repetitions} rounds after a warm-up, {speed.threads} threads on {_device(timed[0])}. "
+        f"{speed.repetitions} rounds after a warm-up, on {device_name(timed[0])}. "
     )
     blocks: list[Block] = [
         Paragraph(method + _sentences(subject, timed)),
@@ -85,11 +86,6 @@ def _row(record: EvalRecord) -> tuple[Cell, ...]:
 
 def _range(low: float | None, high: float | None) -> str:
     return NONE if low is None or high is None else f"{digits(low)}–{digits(high)}"
-
-
-def _device(record: EvalRecord) -> str:
-    environment = record.environment
-    return environment.get("cpu", "") if environment.get("device") == "cpu" else environment.get("device", "")
 
 
 def _draw(records: list[EvalRecord]) -> Drawing:

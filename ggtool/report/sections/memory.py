@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ggtool.facts import Facts
 from ggtool.report.compare import size
+from ggtool.report.device import gpu_peak, is_on_gpu, peak
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import Drawing, draw_bar, new_drawing, rows_of_formats
 from ggtool.report.numbers import digits, mib, percent
@@ -12,6 +13,11 @@ from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
 
 _MIB = 2**20
+_GPU_COLUMNS = (
+    Column("VRAM MiB", "what tensors took of the GPU at most"),
+    Column("reserved MiB", "what torch held of the GPU for them at most"),
+    Column("process MiB", "what the driver counts for the process, CUDA itself included"),
+)
 _COLUMNS = (
     FORMAT,
     WEIGHTS,
@@ -28,14 +34,17 @@ def section(subject: Subject, _facts: Facts) -> Section:
     """Return bars of weights and peaks, and all counts."""
     records = [record for record in subject.records if record.model_size]
     blocks: list[Block] = [Paragraph(_sentences(subject))]
+    on_gpu = any(is_on_gpu(record) for record in records)
+    columns = (*_COLUMNS, *_GPU_COLUMNS) if on_gpu else _COLUMNS
     if records:
         blocks += [
             Figure(
                 "memory",
                 _draw(sorted(records, key=size)),
-                "Bytes of the loaded weights, and the most that the whole process held, libraries included.",
+                "Bytes of the loaded weights, and the most that the whole process held, "
+                f"{'of the GPU, CUDA itself' if on_gpu else 'libraries'} included.",
             ),
-            Table("memory", _COLUMNS, tuple(_row(record, subject) for record in records)),
+            Table("memory", columns, tuple(_row(record, subject)[: len(columns)] for record in records)),
         ]
     return Section("memory", "Memory", tuple(blocks))
 
@@ -56,6 +65,11 @@ def _sentences(subject: Subject) -> str:
             f" Of the {mib(before.memory.peak_rss_bytes)} that its process takes at most, {mib(overhead)} are "
             "there before the model: the interpreter and its libraries."
         )
+        if before.memory.peak_vram_allocated_bytes and (whole := gpu_peak(before)):
+            said += (
+                f" Of the GPU its tensors take {mib(before.memory.peak_vram_allocated_bytes)} at most and the process "
+                f"{mib(whole)}."
+            )
         native = [record for record in after if record.memory and 2 * record.memory.base_rss_bytes < overhead]
         if native:
             lean = min(native, key=lambda record: record.memory.base_rss_bytes if record.memory else 0)
@@ -76,20 +90,24 @@ def _row(record: EvalRecord, subject: Subject) -> tuple[Cell, ...]:
         mib_cell(memory.peak_rss_bytes if memory else None),
         mib_cell(memory.rss_anon_bytes if memory else None),
         mib_cell(memory.rss_file_bytes if memory else None),
+        mib_cell(memory.peak_vram_allocated_bytes if memory else None),
+        mib_cell(memory.peak_vram_bytes if memory else None),
+        mib_cell(memory.vram_process_bytes if memory else None),
     )
 
 
 def _draw(records: list[EvalRecord]) -> Drawing:
-    alt = "Bars of weights and of peak resident memory for each format"
+    on_gpu = any(is_on_gpu(record) for record in records)
+    alt = f"Bars of weights and of peak {'GPU' if on_gpu else 'resident'} memory for each format"
     drawing, (weights, peaks) = new_drawing(alt, 0.9 + 0.2 * len(records), columns=2, sharey=True)
     rows_of_formats(weights, [record.label for record in records])
     peaks.grid(axis="x")
     peaks.tick_params(axis="y", length=0)
     for row, record in enumerate(records):
         draw_bar(drawing, weights, row, record.label, size(record) / _MIB, f"weights {mib(size(record))}")
-        if record.memory:
-            peak = record.memory.peak_rss_bytes
-            draw_bar(drawing, peaks, row, record.label, peak / _MIB, f"peak {mib(peak)}")
+        most = gpu_peak(record) if on_gpu else peak(record)
+        if most is not None:
+            draw_bar(drawing, peaks, row, record.label, most / _MIB, f"peak {mib(most)}")
     weights.set_xlabel("weights, MiB")
-    peaks.set_xlabel("peak resident memory, MiB")
+    peaks.set_xlabel("peak memory of the GPU, MiB" if on_gpu else "peak resident memory, MiB")
     return drawing

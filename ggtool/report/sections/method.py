@@ -16,7 +16,7 @@ _METHOD = (
     "KL divergence is that of the format's prediction from the reference's at every scored token, nothing rounded or stored "
     "in between.",
     "Weights are the bytes of the storages that are really held, never parameters times bits. Peaks are the kernel's VmHWM in "
-    "a process that measures nothing else.",
+    "a process that measures nothing else; those of a GPU are torch's own counts and the driver's for the process.",
     "Speed is a median after a thrown-away round, in a process of its own.",
     "Two numbers are told apart here when they differ by more than twice the error of their difference, taken as independent. ",
 )
