@@ -109,7 +109,8 @@ def product(x: Tensor, w: Operand, bias: Tensor | None = None) -> Tensor:
 def _by_panels(x: Tensor, w: Operand, bias: Tensor | None) -> Tensor:
     """Return what `product` does, for so many inputs that digits are taken apart once and not by every tile of them."""
     n_rows, n_columns = w.shape
-    if x.dtype == torch.float32 and 4 * n_rows * n_columns <= PANEL_BYTES:
+    is_float32 = x.dtype == torch.float32 and (bias is None or bias.dtype == torch.float32)
+    if is_float32 and 4 * n_rows * n_columns <= PANEL_BYTES:
         return torch.nn.functional.linear(x, widen(w, slice(n_rows)), bias)
     return panels.matmul(x, w.shape, functools.partial(widen, w), bias, panel_bytes=PANEL_BYTES)
 
