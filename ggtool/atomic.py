@@ -83,6 +83,20 @@ def atomic_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -
         os.close(handle)
 
 
+def refuse_unwritable(path: Path, *, is_folder: bool = False) -> None:
+    """Raise OutputError if `path` could not be written. Call it before work whose result would be lost; makes nothing."""
+    if path.is_dir() and not is_folder:
+        raise OutputError(f"{path} is a folder; name a file with --out.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.exists() and not path.is_dir():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}.") from error
+
+
 def refuse_existing_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -> None:
     """Raise OutputError if `path` exists and may not be replaced. Call it before any work is done."""
     if not path.exists() and not path.is_symlink():

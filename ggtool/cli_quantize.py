@@ -87,8 +87,11 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint from scratch and save it packed, as a folder that eval, chat and generate open.
 
-    Examples: [bold]ggtool quantize --model ./my-gpt2 --backend scratch-iq4 --out ./my-gpt2-iq4[/bold]
+    Examples:
+    [bold]ggtool quantize --model ./my-gpt2 --backend scratch-iq4 --out ./my-gpt2-iq4[/bold]
+
     [bold]ggtool quantize --model ./my-gpt2 --target-bpw 4 --calibration text.txt[/bold]
+
     [bold]ggtool quantize --model ./my-gpt2 --backend scratch-ternary --qat --data text.txt --minutes 10[/bold]
     """
     from ggtool.commands.quantize import Request, Training, run

@@ -125,6 +125,9 @@ def plan(request: Request, notify: Notify, progress: Progress, *, dry: bool = Fa
         everything = [*specs, reference]
     if source is not None:
         _check_model(source, everything, request.n_ctx)
+    for spec in everything:
+        if isinstance(spec.what, Path) and not spec.what.is_dir():
+            open_artifact(spec.what)  # a damaged file is said before a text is fetched
     device = choose_device(request.device, for_torch=any(_runs_in_torch(spec) for spec in everything))
     text = corpus.load_text(
         request.corpus,

@@ -258,16 +258,24 @@ class ResultStore:
 
     def __iter__(self) -> Iterator[EvalRecord]:
         """Yield the records of this schema, oldest first; lines torn by a kill are passed over."""
+        return (record for record in self._lines() if record is not None)
+
+    @property
+    def n_strange(self) -> int:
+        """How many lines are no records of this schema: torn by a kill, of another version, or of something else."""
+        return sum(record is None for record in self._lines())
+
+    def _lines(self) -> Iterator[EvalRecord | None]:
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
+            for line in filter(str.strip, file):
                 try:
                     data = json.loads(line)
                 except json.JSONDecodeError:
-                    continue
-                if isinstance(data, dict) and data.get("schema") == SCHEMA:
-                    yield EvalRecord.from_dict(data)
+                    data = None
+                is_record = isinstance(data, dict) and data.get("schema") == SCHEMA
+                yield EvalRecord.from_dict(data) if is_record else None
 
 
 def _ends_in_newline(descriptor: int, size: int) -> bool:

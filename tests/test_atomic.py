@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggtool.atomic import atomic_output, atomic_symlink
+from ggtool.atomic import atomic_output, atomic_symlink, refuse_unwritable
 from ggtool.errors import OutputError
 
 
@@ -86,3 +86,14 @@ def test_a_link_follows_the_newest_and_never_replaces_a_file(tmp_path: Path) -> 
     with pytest.raises(OutputError):
         atomic_symlink(link, tmp_path / "m-Q4_0.gguf")
     assert link.read_text() == "a file of its own"
+
+
+def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path) -> None:
+    for path in (tmp_path / "new.jsonl", tmp_path / "deep" / "down" / "new.jsonl"):
+        refuse_unwritable(path)
+    refuse_unwritable(tmp_path, is_folder=True)
+    assert leftovers(tmp_path) == []
+    with pytest.raises(OutputError, match="is a folder; name a file"):
+        refuse_unwritable(tmp_path)
+    with pytest.raises(OutputError, match="cannot write /proc/x"):
+        refuse_unwritable(Path("/proc/x"))

@@ -28,6 +28,16 @@ def test_a_line_torn_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
     assert list(store) == [RECORD, RECORD]
 
 
+def test_lines_that_are_no_records_are_counted(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "r.jsonl")
+    assert store.n_strange == 0
+    store.append(RECORD)
+    with store.path.open("a") as file:
+        file.write('[1, 2]\n\n{"schema": 0}\n{"torn')
+    assert store.n_strange == 3
+    assert len(list(store)) == 1
+
+
 def test_the_store_never_rewrites(tmp_path: Path) -> None:
     store = ResultStore(tmp_path / "results.jsonl")
     store.append(RECORD)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from ggtool.atomic import refuse_unwritable
 from ggtool.commands.console import notifier, progress_bar, stderr, stdout
 from ggtool.errors import MeasureError
 from ggtool.evaluate import evaluate
@@ -20,6 +21,7 @@ def run(request: Request, out: Path, *, as_json: bool, quiet: bool) -> None:
     """Measure `request`, append its records to `out`; MeasureError at the end if a format failed."""
     notify = notifier(quiet=quiet)
     store = ResultStore(out)
+    refuse_unwritable(out)
     records: list[EvalRecord] = []
     with progress_bar(quiet=quiet) as update:
         what = plan(request, notify, update)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from ggtool.atomic import refuse_existing_folder
+from ggtool.atomic import refuse_existing_folder, refuse_unwritable
 from ggtool.commands.console import Update, notifier, progress_bar, stderr, stdout
 from ggtool.commands.mix import run_mix
 from ggtool.environment import usable_cpus
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("models")
 _MIB = 2**20
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,11 @@ def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     source = resolve(request.model, request.revision, notifier(quiet=quiet))
     out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)
     refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
+    refuse_unwritable(out, is_folder=True)
+    if not any((source.folder / name).exists() for name in _TOKENIZERS):
+        notifier(quiet=quiet)(
+            f"{source.folder} has no tokenizer: put its files into {out} too before eval, chat or generate open that."
+        )
     started = time.monotonic()
     with progress_bar(quiet=quiet) as update:
         if request.target_bpw is not None:

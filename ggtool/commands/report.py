@@ -56,7 +56,10 @@ def make_report(
     notify: Notify,
 ) -> list[Path]:
     """Gather, build and write; return the written files, the page first."""
-    subject = choose_subject(ResultStore(results), source.model if source else None)
+    store = ResultStore(results)
+    if n_strange := store.n_strange:
+        notify(f"{results}: {n_strange} of its lines are no records of this version and are left out.")
+    subject = choose_subject(store, source.model if source else None)
     facts = Facts(
         weights=_weights(source, notify) if source else None,
         gguf=_gguf(gguf or (_measured_file(source, subject) if source else None)),

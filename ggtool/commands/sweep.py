@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from ggtool.atomic import refuse_unwritable
 from ggtool.commands.console import notifier, progress_bar, stderr, stdout
 from ggtool.commands.evaluation import outcome_line, print_records, refuse_failures, stopped_by_user
 from ggtool.evaluate import evaluate
@@ -26,6 +27,8 @@ from ggtool.results import EvalRecord, ResultStore
 def run(request: Request, out: Path, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Measure what `out` does not hold yet of `request`; MeasureError at the end if a format failed."""
     store = ResultStore(out)
+    if not dry_run:
+        refuse_unwritable(out)
     notify = notifier(quiet=quiet)
     with progress_bar(quiet=quiet) as update:
         what = plan(request, notify, update, dry=dry_run)

@@ -110,7 +110,10 @@ def _parse(selector: str) -> list[tuple[bool, str | None, str | None, str]]:
         if position == len(selector):
             return terms
         if selector[position] not in "+-":
-            raise UsageError(f"the selector {selector!r} cannot be read at {selector[position:]!r}.")
+            raise UsageError(
+                f"the selector {selector!r} cannot be read at {selector[position:]!r}; join parts by + and -, as in "
+                "blocks=0+blocks=2."
+            )
         adds = selector[position] == "+"
         position += 1
 
@@ -125,6 +128,10 @@ def _block_range(selector: str, first: str, last: str | None, matrices: Sequence
     begin, end = (
         int(n) + (n_blocks if n.startswith("-") else 0) for n in (first, first if last is None else last)
     )
-    if not 0 <= begin <= end < n_blocks:
-        raise UsageError(f"the selector {selector!r} names blocks outside 0 to {n_blocks - 1}.")
+    if not (0 <= begin < n_blocks and 0 <= end < n_blocks):
+        raise UsageError(
+            f"the selector {selector!r} names blocks outside 0 to {n_blocks - 1}; this model has {n_blocks}."
+        )
+    if begin > end:
+        raise UsageError(f"the selector {selector!r} ends before it begins; write the lower block first.")
     return range(begin, end + 1)

@@ -45,6 +45,12 @@ class Subject:
         """The record that says what all of them are about."""
         return max(self.measured or self.records, key=lambda record: record.test_time)
 
+    def sweep_command(self, backends: str) -> str:
+        """Return the command that measures more formats of the same model on the same text and device."""
+        record = self.newest
+        device = f" --device {where}" if (where := record.environment.get("device")) else ""
+        return f"ggtool sweep --model {record.model} --corpus {record.corpus}{device} --backend {backends}"
+
     def find(self, label: str) -> EvalRecord | None:
         """Return the record of a format by its label, if it was measured."""
         return next((record for record in self.measured if record.label == label), None)

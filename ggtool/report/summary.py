@@ -68,7 +68,7 @@ def _before(subject: Subject) -> list[str]:
 
 
 def _least_memory(subject: Subject) -> list[str]:
-    least = min(subject.measured, key=size)
+    least = min(subject.measured, key=lambda record: (size(record), kld(record)))
     said = f"Least memory for weights: `{least.label}` with {mib(size(least))}"
     if subject.reference and subject.reference is not least:
         said += f", {percent(size(least) / size(subject.reference))} of `{subject.reference.label}`"
@@ -117,6 +117,11 @@ def _fastest(subject: Subject) -> list[str]:
         return []
     best = max(timed, key=tg_ts)
     assert best.speed
+    if min(record.speed.repetitions for record in timed if record.speed) == 1:
+        return [
+            f"In the one round that was timed on this device ({device_name(best)}) `{best.label}` generated most tokens a "
+            f"second, {digits(tg_ts(best))}; one round supports no order. More `--repetitions` do."
+        ]
     said = f"Fastest at generating on this device ({device_name(best)}): `{best.label}` with {digits(tg_ts(best))} tokens a second"
     if subject.reference and subject.reference.speed and subject.reference is not best:
         said += f", {digits(tg_ts(best) / tg_ts(subject.reference), 2)} times `{subject.reference.label}`"

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ggtool.training.data import Ids, TrainingTokens, batch_starts
+from ggtool.training.interruption import held_back_interrupt
 from ggtool.training.run import Point, Report, Run, Settings
 
 _WARM_UP = 0.02  # of the whole training
@@ -53,7 +54,8 @@ def train(
     the checkpoints are.
 
     Raises UsageError for settings that make no sense or differ from those of the run that `folder` holds,
-    MeasureError when the loss is not finite, OutputError when nothing can be written.
+    MeasureError when the loss is not finite, OutputError when nothing can be written, KeyboardInterrupt for Ctrl-C, after the
+    step that it came in and a checkpoint.
     """
     settings.check()
     device = next(model.parameters()).device
@@ -68,22 +70,26 @@ def train(
     shown = logged = saved = time.monotonic()
     if not run.points:
         run.add(_point(run, model, some, losses, 0.0), report)
-    while not run.is_done:
-        lr = settings.lr * learning_rate(settings.progress(run.step + 0.5, run.seconds))
-        losses.append(_step(model, run.optimizer, _batch(on_device, settings, run.step), lr))
-        run.step += 1
-        now = time.monotonic()
-        run.seconds = now - started
-        if now - shown > _SHOW_EVERY_S:
-            progress(settings.progress(run.step, run.seconds))
-            shown = now
-        if now - logged > settings.log_every_s and not run.is_done:
-            run.add(_point(run, model, some, losses, lr), report)
-            losses.clear()
-            logged = time.monotonic()
-        if now - saved > settings.save_every_s:
-            run.save(losses)
-            saved = time.monotonic()
+    with held_back_interrupt() as is_interrupted:
+        while not run.is_done:
+            lr = settings.lr * learning_rate(settings.progress(run.step + 0.5, run.seconds))
+            losses.append(_step(model, run.optimizer, _batch(on_device, settings, run.step), lr))
+            run.step += 1
+            now = time.monotonic()
+            run.seconds = now - started
+            if is_interrupted():
+                run.save(losses)
+                raise KeyboardInterrupt
+            if now - shown > _SHOW_EVERY_S:
+                progress(settings.progress(run.step, run.seconds))
+                shown = now
+            if now - logged > settings.log_every_s and not run.is_done:
+                run.add(_point(run, model, some, losses, lr), report)
+                losses.clear()
+                logged = time.monotonic()
+            if now - saved > settings.save_every_s:
+                run.save(losses)
+                saved = time.monotonic()
     if run.points[-1].step < run.step:
         run.add(_point(run, model, heldout, losses, 0.0), report)
         run.save(losses)

@@ -85,4 +85,6 @@ def test_the_table_names_modules_and_marks_the_part(tiny_gpt2: Path):
 def test_a_part_that_is_not_there_is_one_line(tiny_gpt2: Path):
     done = run_formats(tiny_gpt2, "scratch-int8:blocks=7")
     assert done.returncode == 2
-    assert done.stderr.startswith("ggtool: the selector 'blocks=7' names blocks outside 0 to 1.")
+    assert done.stderr.startswith(
+        "ggtool: the selector 'blocks=7' names blocks outside 0 to 1; this model has 2."
+    )

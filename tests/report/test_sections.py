@@ -11,6 +11,7 @@ from ggtool.report.build import build_report
 from ggtool.report.document import Bullets, Code, Paragraph, Quotes, Section, Table
 from ggtool.report.sections import SECTIONS
 from ggtool.report.subject import choose_subject
+from ggtool.results import Timing
 
 NAMES = [
     "summary", "formats", "memory", "latency", "quality", "pareto",
@@ -75,6 +76,62 @@ def test_on_a_gpu_its_memory_is_what_counts() -> None:
     )
     assert "on this device (Test GPU)" in prose("summary", *made)
     assert "on Test GPU." in prose("latency", *made)
+
+
+def test_of_one_round_nothing_is_claimed() -> None:
+    once = [
+        replace(found, speed=replace(found.speed, repetitions=1))
+        for found in RECORDS
+        if found.speed is not None
+    ]
+    assert "one round supports no order" in prose("summary", *once)
+    assert "times `hf-fp32`" not in prose("summary", *once)
+    assert prose("latency", *once[1:]).endswith("measure with more `--repetitions`.")
+    assert "times as many tokens a second" not in prose("gguf", *once)
+    assert "times as many tokens a second" in prose("gguf")
+
+
+def test_of_formats_that_take_the_same_the_nearest_is_named() -> None:
+    made = (record(FP32, 32.0), record("scratch-int4", 6.0, 0.06), record("scratch-gptq4", 6.0, 0.01))
+    assert "Least memory for weights: `scratch-gptq4`" in prose("summary", *made)
+    assert "(`scratch-gptq4`, 19 %)" in prose("memory", *made)
+
+
+def test_other_lengths_are_a_table_and_a_time_that_does_not_grow_is_said() -> None:
+    def with_lengths(made, long_ts: float):
+        timings = (
+            Timing("pp", 128, 0, 1000.0, 990.0, 1010.0, (0.128,)),
+            Timing("pp", 512, 0, long_ts, 990.0, 1010.0, (0.1,)),
+            Timing("tg", 31, 480, 55.0, 50.0, 60.0, (0.5,)),
+            Timing("tg", 31, 32, 220.0, 200.0, 240.0, (0.5,), 4),
+        )
+        return replace(made, speed=replace(made.speed, timings=timings))
+
+    made = [with_lengths(RECORDS[0], 4000.0), RECORDS[1]]
+    shown = table("latency", 1, *made)
+    assert [column.title for column in shown.columns] == ["format", "pp 128", "pp 512", "tg @ 480", "tg × 4"]
+    assert [cell.text for cell in shown.rows[0]] == [FP32, "1,000", "4,000", "55.0", "220"]
+    assert {cell.text for cell in shown.rows[1][1:]} == {"–"}
+    assert "512 tokens takes `hf-fp32` 128 ms and one of 128 128 ms" in prose("latency", *made)
+    assert "starting the computation" not in prose("latency", with_lengths(RECORDS[0], 1000.0))
+
+
+def test_what_was_not_compared_is_said() -> None:
+    alone = record("scratch-ternary", 2.0)
+    assert "but for `scratch-ternary`: pass `--model`" in prose("quality", *RECORDS, alone)
+    assert "not among these: `scratch-ternary`." in prose("pareto", *RECORDS, alone)
+    assert "All predictions are compared" in prose("quality")
+
+
+def test_suggestions_and_commands_name_the_model() -> None:
+    made = (record(FP32, 32.0), record("scratch-gptq4", 6.0, 0.01), record("scratch-mix-4bpw", 5.0, 0.02))
+    assert "`ggtool sweep --model m --corpus c.txt --device cpu --backend bnb-int8,bnb-fp4" in prose(
+        "bitsandbytes", *made
+    )
+    told = section("method", *made, facts=Facts())
+    (code,) = [block.text for block in told.blocks if isinstance(block, Code)]
+    assert "--repetitions 5 --calibration TEXT" in code
+    assert "--backend hf-fp32,scratch-gptq4,m-scratch-mix-4bpw" in code
 
 
 def test_records_of_two_gpus_do_not_stand_beside_each_other() -> None:

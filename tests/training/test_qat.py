@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,25 @@ def test_a_stopped_training_ends_where_an_undisturbed_one_does(
     steps = [point["step"] for point in curve]
     assert steps == sorted(set(steps))
     assert curve[-1]["heldout_ppl"] == got[-1].heldout_ppl
+
+
+def test_ctrl_c_loses_no_step(small: Path, tokens: TrainingTokens, tmp_path: Path):
+    def press(point) -> None:
+        if point.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    often = replace(SETTINGS, log_every_s=0.0, save_every_s=1e9)
+    stopped = ternary(small)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, tokens, often, tmp_path / "stopped", report=press)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(tmp_path / "stopped" / STATE_NAME)["step"] == 2
+    whole, again = ternary(small), ternary(small)
+    train(whole, tokens, often, tmp_path / "whole")
+    train(again, tokens, often, tmp_path / "stopped")
+    one, other = weights(whole), weights(again)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_finished_training_is_not_trained_again(small: Path, tokens: TrainingTokens, tmp_path: Path):

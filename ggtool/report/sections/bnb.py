@@ -21,7 +21,6 @@ from ggtool.report.sections.formats import SPEED_COLUMN
 from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
 
-_HOW = "No bitsandbytes format was measured; `ggtool sweep --backend bnb-int8,bnb-fp4,bnb-nf4,bnb-nf4-dq` does it."
 _COLUMNS = (FORMAT, WEIGHTS, PPL, KLD, SPEED_COLUMN)
 
 
@@ -29,7 +28,9 @@ def section(subject: Subject, _facts: Facts) -> Section:
     """Return its formats, each before and after in a sentence."""
     rows = [record for record in subject.measured if record.format.startswith("bnb-")]
     if not rows:
-        return Section("bitsandbytes", "bitsandbytes: int8 and 4 bits", (Paragraph(_HOW),))
+        command = subject.sweep_command("bnb-int8,bnb-fp4,bnb-nf4,bnb-nf4-dq")
+        said = f"No bitsandbytes format was measured; `{command}` does it."
+        return Section("bitsandbytes", "bitsandbytes: int8 and 4 bits", (Paragraph(said),))
     blocks: list[Block] = [
         Paragraph(
             " ".join(

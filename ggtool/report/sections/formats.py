@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggtool.facts import Facts
-from ggtool.report.device import peak
+from ggtool.report.device import is_on_gpu, peak
 from ggtool.report.document import Block, Bullets, Cell, Column, Paragraph, Section, Table
 from ggtool.report.numbers import digits
 from ggtool.report.sections.cells import (
@@ -23,7 +23,9 @@ from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
 
 SPEED_COLUMN = Column("tg t/s", "generated tokens a second, median")
-_COLUMNS = (
+_GPU_PEAK = Column("GPU MiB", "most memory of the GPU that the process held, CUDA itself included")
+_PEAK = Column("peak MiB", "most memory the process had at once, libraries included")
+_BEFORE_PEAK = (
     FORMAT,
     WEIGHTS,
     Column("bits", "bits per weight over the whole model"),
@@ -31,11 +33,8 @@ _COLUMNS = (
     KLD,
     SPEED_COLUMN,
     Column("pp t/s", "prompt tokens a second, median"),
-    Column(
-        "peak MiB", "most memory the process had at once, libraries included; of the GPU for what ran on one"
-    ),
-    Column("quantized", "matrices held in fewer than 16 bits, of all", kind="text"),
 )
+_QUANTIZED = Column("quantized", "matrices held in fewer than 16 bits, of all", kind="text")
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
@@ -46,12 +45,17 @@ def section(subject: Subject, _facts: Facts) -> Section:
         Paragraph(
             f"One row a format, all measured on the same token ids, each number in a process of its own. {before}".strip()
         ),
-        Table("formats", _COLUMNS, tuple(_row(record) for record in subject.records)),
+        Table("formats", _columns(subject), tuple(_row(record) for record in subject.records)),
     ]
     if subject.failed:
         blocks.append(Paragraph("These failed, and what they did not measure is missing above:"))
         blocks.append(Bullets(tuple(f"`{record.label}`: {record.failure}" for record in subject.failed)))
     return Section("formats", "Every format, before and after", tuple(blocks))
+
+
+def _columns(subject: Subject) -> tuple[Column, ...]:
+    on_gpu = any(is_on_gpu(record) for record in subject.records)
+    return (*_BEFORE_PEAK, _GPU_PEAK if on_gpu else _PEAK, _QUANTIZED)
 
 
 def _row(record: EvalRecord) -> tuple[Cell, ...]:

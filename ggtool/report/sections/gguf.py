@@ -30,7 +30,6 @@ _HOW = (
     "No GGUF file was looked at; `ggtool report RESULTS --gguf FILE` explains the format on one, and "
     "`ggtool convert --model M --qtype q4_k_m` makes one."
 )
-_NOT_MEASURED = "No GGUF format was measured; `ggtool sweep --backend gguf-q8_0,gguf-q4_k_m` does it."
 _SHOWN_TENSORS = 12
 _MEASURED_COLUMNS = (
     FORMAT,
@@ -48,7 +47,9 @@ def section(subject: Subject, facts: Facts) -> Section:
     rows = [record for record in subject.measured if record.format.startswith("gguf-")]
     blocks.append(Paragraph("To convert the model, and to talk to the file on this machine:"))
     blocks.append(Code(_commands(rows, subject)))
-    blocks.append(Paragraph(_running(rows, subject) if rows else _NOT_MEASURED))
+    command = subject.sweep_command("gguf-q8_0,gguf-q4_k_m")
+    not_measured = f"No GGUF format was measured; `{command}` does it."
+    blocks.append(Paragraph(_running(rows, subject) if rows else not_measured))
     if rows:
         blocks.append(Table("gguf", _MEASURED_COLUMNS, tuple(_row(record) for record in rows)))
     return Section("gguf", "GGUF: the format, conversion, running it", tuple(blocks))
@@ -153,7 +154,10 @@ def _benefits(record: EvalRecord, before: EvalRecord) -> str:
         found.append(f"needs {mib(mine)} at its peak instead of {mib(theirs)}")
     if record.speed and before.speed:
         found.append(f"opens in {ms(record.speed.load_s)} instead of {ms(before.speed.load_s)}")
-        found.append(f"generates {digits(tg_ts(record) / tg_ts(before), 2)} times as many tokens a second")
+        if min(record.speed.repetitions, before.speed.repetitions) > 1:
+            found.append(
+                f"generates {digits(tg_ts(record) / tg_ts(before), 2)} times as many tokens a second"
+            )
     return f"Against `{before.label}` in its own runtime `{record.label}` {', '.join(found[:-1])}{' and ' if found[1:] else ''}{found[-1]}."
 
 
@@ -174,10 +178,11 @@ def _running(rows: list[EvalRecord], subject: Subject) -> str:
     compared = [record for record in rows if record.divergence]
     if compared and before:
         best, least = min(compared, key=kld), min(rows, key=size)
-        sentences.append(
+        said = (
             f"The ladder of types reaches from `{best.label}` ({mib(size(best))}, {_kld_text(best)} nats from the reference) to "
             f"`{least.label}` ({mib(size(least))}, {_kld_text(least)})."
         )
+        sentences += [said] if best is not least else []
     return " ".join(sentences)
 
 

@@ -8,6 +8,7 @@ from ggtool.report.device import device_name
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import INK, Drawing, draw_bar, draw_span, new_drawing, rows_of_formats
 from ggtool.report.numbers import NONE, digits, listed, ms
+from ggtool.report.sections import lengths
 from ggtool.report.sections.cells import FORMAT, MISSING, format_cell, number_cell
 from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
@@ -31,8 +32,9 @@ def section(subject: Subject, _facts: Facts) -> Section:
     speed = timed[0].speed
     assert speed
     method = (
-        f"A prompt of {speed.pp_tokens} tokens (pp) and {speed.tg_tokens} tokens after it (tg), medians of "
-        f"{speed.repetitions} rounds after a warm-up, on {device_name(timed[0])}. "
+        f"A prompt of {speed.pp_tokens} tokens (pp) and {speed.tg_tokens} tokens after it (tg), "
+        f"{f'medians of {speed.repetitions} rounds' if speed.repetitions > 1 else 'one round'} after a warm-up, "
+        f"on {device_name(timed[0])}. "
     )
     blocks: list[Block] = [
         Paragraph(method + _sentences(subject, timed)),
@@ -42,16 +44,17 @@ def section(subject: Subject, _facts: Facts) -> Section:
             "Medians; the lines are the 5th and 95th percentiles of the rounds.",
         ),
         Table("latency", _COLUMNS, tuple(_row(record) for record in timed)),
+        *lengths.blocks(subject, timed),
     ]
     return Section("latency", "Latency", tuple(blocks))
 
 
 def _sentences(subject: Subject, timed: list[EvalRecord]) -> str:
     before = subject.reference
+    if min(record.speed.repetitions for record in timed if record.speed) == 1:
+        return "One round says nothing about which format is faster: measure with more `--repetitions`."
     if before is None or before.speed is None:
         return ""
-    if before.speed.repetitions == 1:
-        return "One round says nothing about which format is faster: measure with more `--repetitions`."
     faster = [record for record in timed if is_faster(record, before)]
     slower = [record for record in timed if is_faster(before, record)]
     said = (
@@ -65,7 +68,9 @@ def _sentences(subject: Subject, timed: list[EvalRecord]) -> str:
             f"`{best.label}` {digits(tg_ts(best) / tg_ts(before), 2)} times."
         )
     if slower:
-        said += f" Slower than before: {listed([record.label for record in slower])}."
+        everyone = len(slower) == len(timed) - 1 > 1
+        names = "all others" if everyone else listed([record.label for record in slower])
+        said += f" Slower than before: {names}."
     return said
 
 

@@ -90,19 +90,19 @@ def _measured(subject: Subject) -> str:
             )
         else:
             sentences.append(f"Divergence from the reference: {numbers}; the errors do not tell them apart.")
-    linear, normal = subject.find("scratch-int8"), subject.find("bnb-nf4")
-    if linear and normal and linear.divergence and normal.divergence:
+    linear = subject.find("scratch-int8")
+    normal = subject.find("scratch-nf4") or subject.find("bnb-nf4")
+    # With its head in float, bitsandbytes' model can take more bits than one in int8 throughout.
+    if linear and normal and linear.divergence and normal.divergence and normal.bpw < linear.bpw:
         sentences.append(
             f"Linear levels with twice the bits are another trade: `scratch-int8` has 256 even steps and a divergence of "
             f"{with_error(kld(linear), kld_error(linear))} nats in {digits(linear.bpw)} bits per weight of the whole model, "
-            f"`bnb-nf4` {with_error(kld(normal), kld_error(normal))} in {digits(normal.bpw)}."
+            f"`{normal.label}` {with_error(kld(normal), kld_error(normal))} in {digits(normal.bpw)}."
         )
     if sentences:
         return " ".join(sentences)
-    return (
-        "No two formats were measured that differ in their levels alone; `ggtool sweep --backend scratch-int4,scratch-nf4,"
-        "bnb-fp4,bnb-nf4` measures them."
-    )
+    command = subject.sweep_command("scratch-int4,scratch-nf4,bnb-fp4,bnb-nf4")
+    return f"No two formats were measured that differ in their levels alone; `{command}` measures them."
 
 
 def _row(levels: LevelSet) -> tuple[Cell, ...]:

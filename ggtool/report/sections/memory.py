@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggtool.facts import Facts
-from ggtool.report.compare import size
+from ggtool.report.compare import kld, size
 from ggtool.report.device import gpu_peak, is_on_gpu, peak
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import Drawing, draw_bar, new_drawing, rows_of_formats
@@ -24,7 +24,7 @@ _COLUMNS = (
     Column("of before %", "the weights' bytes against the reference's"),
     Column("KV cache MiB", "keys and values of a full context"),
     Column("load peak MiB", "the kernel's count while the model is opened"),
-    Column("peak MiB", "the same over loading, a prompt that fills the context and the tokens after it"),
+    Column("peak RSS MiB", "the same over loading, a prompt that fills the context and the tokens after it"),
     Column("anonymous MiB", "resident memory of the process's own"),
     Column("file MiB", "resident pages of mapped files, which the kernel may drop and share"),
 )
@@ -53,7 +53,7 @@ def _sentences(subject: Subject) -> str:
     before, after = subject.reference, [record for record in subject.compared if record.model_size]
     if before is None or not after:
         return "Weights are counted as the bytes of the storages that hold them; peaks are the kernel's own counts."
-    least, most = min(after, key=size), max(after, key=size)
+    least, most = min(after, key=lambda record: (size(record), kld(record))), max(after, key=size)
     said = (
         f"`{before.label}` holds {mib(size(before))} of weights. After quantization it is between "
         f"{mib(size(least))} (`{least.label}`, {percent(size(least) / size(before))}) and "

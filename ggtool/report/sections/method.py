@@ -22,8 +22,8 @@ _METHOD = (
 )
 _AS_TYPED = "What made the results and this report, as typed:"
 _FROM_RECORDS = (
-    "To make the results and this report again (records hold names and hashes and no paths, so put your own for the model "
-    "and the text):"
+    "To make the results and this report again (records hold names and hashes and no paths, so put your own for the "
+    "model, the texts and saved folders):"
 )
 _COLUMNS = (Column("fact", kind="text"), Column("value", kind="text"))
 
@@ -70,8 +70,21 @@ def _sweep_command(subject: Subject) -> str:
         parts.append(f"--threads {threads}")
     if device := record.environment.get("device"):
         parts.append(f"--device {device}")
-    backends = ",".join(row.label for row in subject.records)
+    if record.speed:
+        parts.append(f"--repetitions {record.speed.repetitions}")
+    if any(_is_calibrated(row) for row in subject.records):
+        parts.append("--calibration TEXT")
+    backends = ",".join(_as_backend(row) for row in subject.records)
     return " \\\n    ".join([*_lines(parts), f"--backend {backends}"])
+
+
+def _as_backend(record: EvalRecord) -> str:
+    """Return what to type for a record; no format is called like a mix, which only its folder is."""
+    return record.artifact if record.format.startswith("scratch-mix") else record.label
+
+
+def _is_calibrated(record: EvalRecord) -> bool:
+    return any(method in record.format for method in ("gptq", "awq", "imatrix"))
 
 
 def _lines(parts: Sequence[str]) -> list[str]:

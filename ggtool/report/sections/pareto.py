@@ -10,7 +10,7 @@ from ggtool.report.document import Block, Figure, Paragraph, Section
 from ggtool.report.drawing import INK, Drawing, draw_point, new_drawing, plain_ticks
 from ggtool.report.families import FAMILIES, family_of
 from ggtool.report.labels import label_points
-from ggtool.report.numbers import digits, listed, mib, with_error
+from ggtool.report.numbers import count, digits, listed, mib, with_error
 from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
 
@@ -24,7 +24,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
     if compared:
         best = front(compared, size, kld)
         blocks += [
-            Paragraph(_size_sentence(best, compared)),
+            Paragraph(_size_sentence(best, compared) + _left_out(subject)),
             Figure(
                 "pareto-divergence",
                 _draw(compared, best, kld, "KL divergence, nats", _kld_tip, is_log=True),
@@ -53,11 +53,19 @@ def section(subject: Subject, _facts: Facts) -> Section:
 
 def _size_sentence(best: list[EvalRecord], compared: list[EvalRecord]) -> str:
     n_beaten = sum(bool(dominators(record, compared)) for record in compared)
+    n_others = len(compared) - len(best)
+    others = "" if not n_others else (
+        f" Of the {count(n_others, 'other')}, {n_beaten} {'is' if n_beaten == 1 else 'are'} beaten by more than the errors."
+    )  # fmt: skip
     return (
         f"The Pareto front of size against divergence, from small to large: {listed([record.label for record in best])}. "
-        f"Each is nearer to the reference than all that take no more bytes. Of the {len(compared) - len(best)} others, "
-        f"{n_beaten} are beaten by more than the errors."
+        f"Each is nearer to the reference than all that take no more bytes.{others}"
     )
+
+
+def _left_out(subject: Subject) -> str:
+    names = [record.label for record in subject.compared if record.divergence is None]
+    return f" Not compared with the reference, and so not among these: {listed(names)}." if names else ""
 
 
 def _kld_tip(record: EvalRecord) -> str:

@@ -14,17 +14,13 @@ from ggtool.report.sections.cells import FORMAT, KLD, MISSING, WEIGHTS, format_c
 from ggtool.report.subject import Subject
 from ggtool.results import EvalRecord
 
-_HOW = (
-    "No part of the model was quantized alone. `ggtool sweep --backend scratch-int8,scratch-int8:attn,scratch-int8:ffn,"
-    "scratch-int8:lm_head` measures which part hurts most."
-)
 _COLUMNS = (
     FORMAT,
     WEIGHTS,
     Column("saved MiB", "against the reference"),
     Column("matrices", "how many are quantized", kind="text"),
     KLD,
-    Column("KLD per MiB saved", "nats · 10⁻⁶: the price of a MiB"),
+    Column("10⁻⁶ nats per MiB saved", "the price of a MiB in KL divergence"),
 )
 
 
@@ -32,7 +28,11 @@ def section(subject: Subject, _facts: Facts) -> Section:
     """Return the parts of the format of which most parts were measured, worst first."""
     family = _with_parts(subject)
     if not family:
-        return Section("parts", "The whole model or parts of it", (Paragraph(_HOW),))
+        command = subject.sweep_command(
+            "scratch-int8,scratch-int8:attn,scratch-int8:ffn,scratch-int8:lm_head"
+        )
+        said = f"No part of the model was quantized alone. `{command}` measures which part hurts most."
+        return Section("parts", "The whole model or parts of it", (Paragraph(said),))
     rows = sorted(family, key=kld, reverse=True)
     blocks: list[Block] = [
         Paragraph(_sentences(subject, family)),
@@ -59,10 +59,10 @@ def _sentences(subject: Subject, family: list[EvalRecord]) -> str:
     parts = [record for record in family if record.components != "all"]
     whole = next((record for record in family if record.components == "all"), None)
     worst, mildest = max(parts, key=kld), min(parts, key=kld)
-    said = (
+    said = f"Quantized alone, `{worst.components}` has a KL divergence of {_kld_text(worst)} nats." if len(parts) == 1 else (
         f"Quantized alone, the part that moves predictions most is `{worst.components}`, with a KL divergence of "
         f"{_kld_text(worst)} nats; least is `{mildest.components}` with {_kld_text(mildest)}."
-    )
+    )  # fmt: skip
     if len(parts) > 1 and not are_kld_apart(worst, mildest):
         said += " The errors do not allow to say that they differ."
     if subject.reference is None:

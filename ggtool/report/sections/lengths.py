@@ -1,0 +1,70 @@
+"""Speed at other lengths, depths and batch sizes than the two numbers that every format has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ggtool.report.document import Block, Column, Paragraph, Table
+from ggtool.report.numbers import ms
+from ggtool.report.sections.cells import FORMAT, format_cell, number_cell
+from ggtool.report.subject import Subject
+from ggtool.results import EvalRecord, Timing
+
+# Prompts whose times differ by less than this are said to take the same.
+_SAME = 1.25
+
+_Stage = tuple[str, int, int, int]
+
+
+def blocks(subject: Subject, timed: Sequence[EvalRecord]) -> list[Block]:
+    """Return a table of all lengths that were timed, and whether time grows with them; nothing where none was."""
+    stages = list(dict.fromkeys(_stage(timing) for record in timed for timing in _timings(record)))
+    if not stages:
+        return []
+    columns = (FORMAT, *(_column(stage) for stage in stages))
+    rows = []
+    for record in timed:
+        rates = {_stage(timing): timing.ts for timing in _timings(record)}
+        rows.append((format_cell(record), *(number_cell(rates.get(stage)) for stage in stages)))
+    found: list[Block] = [
+        Table("lengths", columns, tuple(rows), "Tokens a second at other lengths, medians.")
+    ]
+    if said := _does_not_grow(subject.reference):
+        found.insert(0, Paragraph(said))
+    return found
+
+
+def _timings(record: EvalRecord) -> tuple[Timing, ...]:
+    return record.speed.timings if record.speed else ()
+
+
+def _stage(timing: Timing) -> _Stage:
+    return timing.kind, timing.n_tokens if timing.kind == "pp" else 0, timing.depth, timing.batch
+
+
+def _column(stage: _Stage) -> Column:
+    kind, n_tokens, depth, batch = stage
+    if kind == "pp":
+        return Column(f"pp {n_tokens}", f"a prompt of {n_tokens} tokens at once")
+    if batch > 1:
+        return Column(f"tg × {batch}", f"{batch} texts made together after {depth} tokens, the rate of all")
+    return Column(f"tg @ {depth}", f"generated one by one after {depth} tokens")
+
+
+def _does_not_grow(before: EvalRecord | None) -> str:
+    """Say so where a long prompt takes as long as a short one: then it is not computing that takes the time."""
+    prompts = sorted(
+        (timing for timing in _timings(before) if timing.kind == "pp"), key=lambda timing: timing.n_tokens
+    ) if before else []  # fmt: skip
+    if len(prompts) < 2:
+        return ""
+    assert before
+    short, long = prompts[0], prompts[-1]
+    times = short.n_tokens / short.ts, long.n_tokens / long.ts
+    if long.n_tokens < 2 * short.n_tokens or times[1] > _SAME * times[0]:
+        return ""
+    return (
+        f"A prompt of {long.n_tokens} tokens takes `{before.label}` {ms(times[1])} and one of {short.n_tokens} {ms(times[0])}: "
+        "at these sizes most of the time goes into starting the computation, not into computing, and formats differ by "
+        "how many steps they start. These rates say little of a larger model."
+    )
