@@ -264,7 +264,9 @@ class _Reader:
     def count(self, most: int, least_bytes: int, what: str) -> int:
         count = int(self.unpack("Q", f"the number of {what}"))
         if count > min(most, (self.size - self.position) // least_bytes):
-            raise self.broken(f"it claims {count} {what}")
+            raise self.broken(
+                f"it claims {count} {what} and has {self.size} bytes; it is cut short or damaged, get it again"
+            )
         return count
 
     def string(self, what: str, most: int) -> str:

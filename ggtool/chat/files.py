@@ -39,8 +39,9 @@ def newest_gguf(folder: Path = MODELS) -> Path:
     """Return the GGUF in `folder` that was written last; ArtifactError when there is none."""
     found = _ggufs(folder)
     if not found:
+        model = f" --model {folder}" if (folder / "config.json").exists() else ""
         raise ArtifactError(
-            f"there is no .gguf file in {folder}/; make one with `ggtool convert --qtype q4_0`."
+            f"there is no .gguf file in {folder}/; make one with `ggtool convert{model} --qtype q4_0`."
         )
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 

@@ -38,6 +38,10 @@ def run(
 ) -> None:
     """Write the report of `results` to the folder `out`; UsageError when there is nothing to report."""
     if not results.is_file():
+        if results.is_dir():
+            raise UsageError(
+                f"{results} is a folder; name the file that `ggtool sweep` or `eval` wrote, results.jsonl."
+            )
         raise UsageError(f"there is no file {results}; measure with `ggtool sweep` or `ggtool study` first.")
     notify = notifier(quiet=quiet)
     source = resolve(model, revision, notify) if model else None

@@ -44,7 +44,7 @@ def make_text(name: str, revision: str, text: str) -> Text:
     """Return a Text less the newline at its very end, as llama-perplexity has it; UsageError if it is empty."""
     text = text.removesuffix("\n")
     if not text.strip():
-        raise UsageError(f"the corpus {name} is empty.")
+        raise UsageError(f"the corpus {name} is empty; name another text by --corpus.")
     return Text(name, revision, text)
 
 

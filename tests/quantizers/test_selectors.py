@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_refused(selector: str) -> None:
 
 @pytest.mark.parametrize(
     ("selector", "says"),
-    [("blocks=4-9", "outside 0 to 5"), ("attn-attn", "no matrix"), ("blocks=2-1", "outside")],
+    [("blocks=4-9", "outside 0 to 5"), ("attn-attn", "no matrix"), ("blocks=2-1", "ends before it begins")],
 )
 def test_what_a_model_does_not_have_is_refused(selector: str, says: str) -> None:
     check(selector)
