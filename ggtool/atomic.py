@@ -85,8 +85,8 @@ def atomic_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -
 
 def refuse_unwritable(path: Path, *, is_folder: bool = False) -> None:
     """Raise OutputError if `path` could not be written. Call it before work whose result would be lost; makes nothing."""
-    if path.is_dir() and not is_folder:
-        raise OutputError(f"{path} is a folder; name a file with --out.")
+    if not is_folder:
+        refuse_existing(path, force=True)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     try:
         if path.exists() and not path.is_dir():

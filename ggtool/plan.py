@@ -16,6 +16,7 @@ from typing import Literal
 
 from ggtool import corpus, worker
 from ggtool.artifact import Artifact, open_artifact
+from ggtool.backends import has_rotary_positions, too_many_positions
 from ggtool.corpus import Text, Tokens
 from ggtool.environment import NO_CUDA
 from ggtool.errors import MeasureError, UsageError
@@ -161,11 +162,8 @@ def _check_model(source: ModelSource, specs: Sequence[Spec], n_ctx: int) -> None
         if spec.components != ALL:
             check_blocks(spec.components, source.weights)
     trained = source.config.get("n_positions")
-    is_rotary = any(key.startswith(("rope", "rotary")) for key in source.config)
-    if isinstance(trained, int) and n_ctx > trained and not is_rotary:
-        raise UsageError(
-            f"{source.name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
-        )
+    if isinstance(trained, int) and n_ctx > trained and not has_rotary_positions(source.config):
+        raise too_many_positions(source.name, trained)
 
 
 def _refuse_failures(specs: Sequence[Spec], reference: Spec | None, made: Mapping[Spec, MadeFile]) -> None:

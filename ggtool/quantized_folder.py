@@ -20,13 +20,13 @@ SCHEMA = 1
 QUANT_METHOD = "ggtool"
 CONFIG_KEY = "quantization_config"
 CONFIG_NAME = "config.json"
+# One of these holds a tokenizer's tokens.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # What a folder takes over from the original, so that it stands alone.
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
-    "vocab.json",
     "merges.txt",
-    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",

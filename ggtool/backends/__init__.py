@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ggtool.errors import UsageError
 from ggtool.formats import Format
 
 Logits = npt.NDArray[np.float32]
@@ -119,6 +120,18 @@ RUNTIMES: Mapping[str, str] = MappingProxyType(
         "huggingface": "ggtool.backends.huggingface:HuggingFaceBackend",
     }
 )
+
+
+def has_rotary_positions(config: Mapping[str, object]) -> bool:
+    """Whether a config.json speaks of rotary positions, which go on beyond those that were trained."""
+    return any(key.startswith(("rope", "rotary")) for key in config)
+
+
+def too_many_positions(name: str, trained: int) -> UsageError:
+    """Return the error of a context that is longer than the positions which a model has learned."""
+    return UsageError(
+        f"{name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
+    )
 
 
 def open_backend(fmt: Format, path: Path, options: LoadOptions) -> Backend:

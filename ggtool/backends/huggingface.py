@@ -20,7 +20,14 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
+from ggtool.backends import (
+    Footprint,
+    LoadOptions,
+    Logits,
+    SamplingParams,
+    has_rotary_positions,
+    too_many_positions,
+)
 from ggtool.backends.hf_vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text import StopReason
@@ -283,11 +290,8 @@ def _choose_n_ctx(config: PreTrainedConfig, n_ctx: int, name: str) -> int:
     trained = getattr(config, "max_position_embeddings", None)
     if n_ctx < 0:
         raise UsageError(f"--n-ctx {n_ctx} makes no sense; 0 takes the model's own.")
-    is_rotary = any(key.startswith(("rope", "rotary")) for key in config.to_dict())
-    if trained is not None and n_ctx > trained and not is_rotary:
-        raise UsageError(
-            f"{name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
-        )
+    if trained is not None and n_ctx > trained and not has_rotary_positions(config.to_dict()):
+        raise too_many_positions(name, trained)
     return n_ctx or min(trained or DEFAULT_N_CTX, DEFAULT_N_CTX)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggtool.artifact import open_artifact
-from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, llama_log
+from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, llama_log, too_many_positions
 from ggtool.backends.llama_context import N_UBATCH, decode, generate_together, open_context
 from ggtool.backends.llama_kv_cache import count_kv_cache
 from ggtool.backends.llama_model import open_model, runtime_versions
@@ -239,9 +239,7 @@ class LlamaCppBackend:
         if n_ctx < 0:
             raise UsageError(f"--n-ctx {n_ctx} makes no sense; 0 takes the model's own.")
         if n_ctx > trained and any(t.name == _POSITION_TABLE for t in self._artifact.header.tensors):
-            raise UsageError(
-                f"{self._artifact.path.name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
-            )
+            raise too_many_positions(self._artifact.path.name, trained)
         return n_ctx or min(trained, DEFAULT_N_CTX)
 
     def _refuse_other_kinds(self) -> None:

@@ -19,7 +19,7 @@ from ggtool.formats import Format
 from ggtool.mixing import mix_format
 from ggtool.packing import make_packed, read_calibration
 from ggtool.plan import choose_device
-from ggtool.quantized_folder import QuantizedFacts, is_quantized_folder
+from ggtool.quantized_folder import VOCABULARY_FILES, QuantizedFacts, is_quantized_folder
 from ggtool.quantizers.selectors import ALL
 from ggtool.results import label
 from ggtool.source import ModelSource, resolve
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("models")
 _MIB = 2**20
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     out = request.out or DEFAULT_FOLDER / default_name(source, fmt, components)
     refuse_existing_folder(out, force=request.force, is_ours=is_quantized_folder)
     refuse_unwritable(out, is_folder=True)
-    if not any((source.folder / name).exists() for name in _TOKENIZERS):
+    if not any((source.folder / name).exists() for name in VOCABULARY_FILES):
         notifier(quiet=quiet)(
             f"{source.folder} has no tokenizer: put its files into {out} too before eval, chat or generate open that."
         )

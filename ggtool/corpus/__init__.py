@@ -30,9 +30,8 @@ def load_text(
     """Read a corpus by name or from a file; None takes the default, or the bundled text if it cannot be had.
 
     model: the short name of what is measured; the bundled one is measured on the bundled text by default: both are
-    English Wikipedia. `samples` of it are
-    taken from the beginning, 0 is all: lines of a text, rows of a .jsonl or .parquet file, whose text is in
-    `column`. Raises UsageError for a file that is none of these, SourceError where a named corpus cannot be had.
+    English Wikipedia. `samples` of the corpus are taken from the beginning, 0 is all: lines of a text, rows of a .jsonl or
+    .parquet file, whose text is in `column`. Raises UsageError for a file that is none of these, SourceError where a named corpus cannot be had.
     """
     if column is not None and (corpus is None or corpus.lower() in NAMED):
         raise UsageError("--text-column is for .jsonl and .parquet files; a named corpus has its own.")

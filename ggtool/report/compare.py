@@ -51,7 +51,12 @@ def is_faster(a: EvalRecord, b: EvalRecord) -> bool:
     """
     if a.speed is None or b.speed is None or a.speed.tg_ts_p5 is None or b.speed.tg_ts_p95 is None:
         return False
-    return min(a.speed.repetitions, b.speed.repetitions) > 1 and a.speed.tg_ts_p5 > b.speed.tg_ts_p95
+    return not is_timed_once([a, b]) and a.speed.tg_ts_p5 > b.speed.tg_ts_p95
+
+
+def is_timed_once(records: Sequence[EvalRecord]) -> bool:
+    """Whether one of the records has a single round, so that nothing can be said of which is faster."""
+    return any(record.speed.repetitions == 1 for record in records if record.speed)
 
 
 def tg_ts(record: EvalRecord) -> float:
@@ -62,6 +67,11 @@ def tg_ts(record: EvalRecord) -> float:
 def size(record: EvalRecord) -> float:
     """Return the bytes of the loaded weights."""
     return float(record.model_size)
+
+
+def size_then_kld(record: EvalRecord) -> tuple[float, float]:
+    """Return the key by which the smallest comes first, and of those the nearest to the reference."""
+    return size(record), kld(record)
 
 
 def front(records: Sequence[EvalRecord], cost: Number, loss: Number) -> list[EvalRecord]:

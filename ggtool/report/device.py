@@ -8,7 +8,7 @@ from ggtool.results import EvalRecord
 def device_name(record: EvalRecord) -> str:
     """Return the GPU, or the processor and the threads, that a record's speed is of."""
     facts = record.environment
-    if is_on_gpu(record) or facts.get("device") == "cuda":
+    if facts.get("device") == "cuda":
         return facts.get("cuda_device", "a GPU")
     return f"{facts.get('cpu') or facts.get('device', 'unknown device')}, {facts.get('threads', '?')} threads"
 

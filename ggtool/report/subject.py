@@ -1,7 +1,8 @@
 """Which records of a store a report is about: those whose numbers may stand beside each other.
 
-The same model, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same protocol and the same tokens
-scored. Of each format the newest record counts. The newest of all that nothing failed in says which model and text that are.
+The same model, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same
+protocol and the same tokens scored. Of each format the newest record counts. The newest of all that nothing failed in
+says which model and text that are.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Subject:
     def compared(self) -> list[EvalRecord]:
         """The measured records without the reference itself."""
         return [record for record in self.measured if record is not self.reference]
+
+    @property
+    def uncompared(self) -> list[EvalRecord]:
+        """Those of `compared` whose predictions were set against nothing."""
+        return [record for record in self.compared if record.divergence is None]
 
     @property
     def newest(self) -> EvalRecord:

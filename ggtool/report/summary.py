@@ -8,11 +8,13 @@ from ggtool.report.compare import (
     are_kld_apart,
     dominators,
     is_faster,
+    is_timed_once,
     kld,
     kld_error,
     loses_perplexity,
     runs_alike,
     size,
+    size_then_kld,
     tg_ts,
 )
 from ggtool.report.device import device_name, gpu_peak
@@ -68,7 +70,7 @@ def _before(subject: Subject) -> list[str]:
 
 
 def _least_memory(subject: Subject) -> list[str]:
-    least = min(subject.measured, key=lambda record: (size(record), kld(record)))
+    least = min(subject.measured, key=size_then_kld)
     said = f"Least memory for weights: `{least.label}` with {mib(size(least))}"
     if subject.reference and subject.reference is not least:
         said += f", {percent(size(least) / size(subject.reference))} of `{subject.reference.label}`"
@@ -117,7 +119,7 @@ def _fastest(subject: Subject) -> list[str]:
         return []
     best = max(timed, key=tg_ts)
     assert best.speed
-    if min(record.speed.repetitions for record in timed if record.speed) == 1:
+    if is_timed_once(timed):
         return [
             f"In the one round that was timed on this device ({device_name(best)}) `{best.label}` generated most tokens a "
             f"second, {digits(tg_ts(best))}; one round supports no order. More `--repetitions` do."

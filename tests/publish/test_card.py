@@ -85,7 +85,7 @@ def test_the_hubs_own_client_reads_it(models: Path, measured: dict[str, EvalReco
     write(models, repo="me/tiny-gpt2-GGUF", license_="mit")
     data = ModelCard.load(models / "README.md").data
     assert (data.base_model, data.base_model_relation) == ("someone/tiny", "quantized")
-    assert (data.library_name, data.license, data.pipeline_tag) == ("gguf", "mit", "text-generation")
+    assert (data.get("library_name"), data.license, data.pipeline_tag) == ("gguf", "mit", "text-generation")
     assert {"gguf", "quantized", "gpt2"} <= set(data.tags)
     assert data.model_name == "tiny-gpt2-GGUF"
     found = {(one.metric_args["file"], one.metric_type): one for one in data.eval_results}
@@ -246,7 +246,7 @@ def test_a_name_from_a_strange_file_cannot_write_the_card(tmp_path: Path) -> Non
     card = write(folder)
     data = ModelCard.load(folder / "README.md").data
     assert data.license is None
-    assert data.library_name == "gguf"
+    assert data.get("library_name") == "gguf"
     assert "\x1b" not in card
     assert "<script>" not in card
 

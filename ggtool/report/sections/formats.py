@@ -25,7 +25,7 @@ from ggtool.results import EvalRecord
 SPEED_COLUMN = Column("tg t/s", "generated tokens a second, median")
 _GPU_PEAK = Column("GPU MiB", "most memory of the GPU that the process held, CUDA itself included")
 _PEAK = Column("peak MiB", "most memory the process had at once, libraries included")
-_BEFORE_PEAK = (
+_COLUMNS = (
     FORMAT,
     WEIGHTS,
     Column("bits", "bits per weight over the whole model"),
@@ -55,7 +55,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
 
 def _columns(subject: Subject) -> tuple[Column, ...]:
     on_gpu = any(is_on_gpu(record) for record in subject.records)
-    return (*_BEFORE_PEAK, _GPU_PEAK if on_gpu else _PEAK, _QUANTIZED)
+    return (*_COLUMNS, _GPU_PEAK if on_gpu else _PEAK, _QUANTIZED)
 
 
 def _row(record: EvalRecord) -> tuple[Cell, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from ggtool.facts import Facts, GGUFFacts
-from ggtool.report.compare import kld, kld_error, size, tg_ts
+from ggtool.report.compare import is_timed_once, kld, kld_error, size, tg_ts
 from ggtool.report.device import is_on_gpu, peak
 from ggtool.report.document import Block, Bullets, Cell, Code, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import SHADE, Drawing, new_drawing
@@ -154,7 +154,7 @@ def _benefits(record: EvalRecord, before: EvalRecord) -> str:
         found.append(f"needs {mib(mine)} at its peak instead of {mib(theirs)}")
     if record.speed and before.speed:
         found.append(f"opens in {ms(record.speed.load_s)} instead of {ms(before.speed.load_s)}")
-        if min(record.speed.repetitions, before.speed.repetitions) > 1:
+        if not is_timed_once([record, before]):
             found.append(
                 f"generates {digits(tg_ts(record) / tg_ts(before), 2)} times as many tokens a second"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggtool.facts import Facts
-from ggtool.report.compare import is_faster, tg_ts
+from ggtool.report.compare import is_faster, is_timed_once, tg_ts
 from ggtool.report.device import device_name
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import INK, Drawing, draw_bar, draw_span, new_drawing, rows_of_formats
@@ -51,7 +51,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
 
 def _sentences(subject: Subject, timed: list[EvalRecord]) -> str:
     before = subject.reference
-    if min(record.speed.repetitions for record in timed if record.speed) == 1:
+    if is_timed_once(timed):
         return "One round says nothing about which format is faster: measure with more `--repetitions`."
     if before is None or before.speed is None:
         return ""

@@ -53,12 +53,13 @@ def _column(stage: _Stage) -> Column:
 
 def _does_not_grow(before: EvalRecord | None) -> str:
     """Say so where a long prompt takes as long as a short one: then it is not computing that takes the time."""
+    if before is None:
+        return ""
     prompts = sorted(
         (timing for timing in _timings(before) if timing.kind == "pp"), key=lambda timing: timing.n_tokens
-    ) if before else []  # fmt: skip
+    )
     if len(prompts) < 2:
         return ""
-    assert before
     short, long = prompts[0], prompts[-1]
     times = short.n_tokens / short.ts, long.n_tokens / long.ts
     if long.n_tokens < 2 * short.n_tokens or times[1] > _SAME * times[0]:

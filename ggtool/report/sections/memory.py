@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggtool.facts import Facts
-from ggtool.report.compare import kld, size
+from ggtool.report.compare import size, size_then_kld
 from ggtool.report.device import gpu_peak, is_on_gpu, peak
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import Drawing, draw_bar, new_drawing, rows_of_formats
@@ -40,11 +40,11 @@ def section(subject: Subject, _facts: Facts) -> Section:
         blocks += [
             Figure(
                 "memory",
-                _draw(sorted(records, key=size)),
+                _draw(sorted(records, key=size), on_gpu=on_gpu),
                 "Bytes of the loaded weights, and the most that the whole process held, "
                 f"{'of the GPU, CUDA itself' if on_gpu else 'libraries'} included.",
             ),
-            Table("memory", columns, tuple(_row(record, subject)[: len(columns)] for record in records)),
+            Table("memory", columns, tuple(_row(record, subject, on_gpu=on_gpu) for record in records)),
         ]
     return Section("memory", "Memory", tuple(blocks))
 
@@ -53,7 +53,7 @@ def _sentences(subject: Subject) -> str:
     before, after = subject.reference, [record for record in subject.compared if record.model_size]
     if before is None or not after:
         return "Weights are counted as the bytes of the storages that hold them; peaks are the kernel's own counts."
-    least, most = min(after, key=lambda record: (size(record), kld(record))), max(after, key=size)
+    least, most = min(after, key=size_then_kld), max(after, key=size)
     said = (
         f"`{before.label}` holds {mib(size(before))} of weights. After quantization it is between "
         f"{mib(size(least))} (`{least.label}`, {percent(size(least) / size(before))}) and "
@@ -78,7 +78,7 @@ def _sentences(subject: Subject) -> str:
     return said
 
 
-def _row(record: EvalRecord, subject: Subject) -> tuple[Cell, ...]:
+def _row(record: EvalRecord, subject: Subject, *, on_gpu: bool) -> tuple[Cell, ...]:
     memory, before = record.memory, subject.reference
     share = 100 * size(record) / size(before) if before else None
     return (
@@ -90,14 +90,20 @@ def _row(record: EvalRecord, subject: Subject) -> tuple[Cell, ...]:
         mib_cell(memory.peak_rss_bytes if memory else None),
         mib_cell(memory.rss_anon_bytes if memory else None),
         mib_cell(memory.rss_file_bytes if memory else None),
+        *(_gpu_cells(record) if on_gpu else ()),
+    )
+
+
+def _gpu_cells(record: EvalRecord) -> tuple[Cell, ...]:
+    memory = record.memory
+    return (
         mib_cell(memory.peak_vram_allocated_bytes if memory else None),
         mib_cell(memory.peak_vram_bytes if memory else None),
         mib_cell(memory.vram_process_bytes if memory else None),
     )
 
 
-def _draw(records: list[EvalRecord]) -> Drawing:
-    on_gpu = any(is_on_gpu(record) for record in records)
+def _draw(records: list[EvalRecord], *, on_gpu: bool) -> Drawing:
     alt = f"Bars of weights and of peak {'GPU' if on_gpu else 'resident'} memory for each format"
     drawing, (weights, peaks) = new_drawing(alt, 0.9 + 0.2 * len(records), columns=2, sharey=True)
     rows_of_formats(weights, [record.label for record in records])

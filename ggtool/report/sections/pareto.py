@@ -54,17 +54,17 @@ def section(subject: Subject, _facts: Facts) -> Section:
 def _size_sentence(best: list[EvalRecord], compared: list[EvalRecord]) -> str:
     n_beaten = sum(bool(dominators(record, compared)) for record in compared)
     n_others = len(compared) - len(best)
-    others = "" if not n_others else (
-        f" Of the {count(n_others, 'other')}, {n_beaten} {'is' if n_beaten == 1 else 'are'} beaten by more than the errors."
-    )  # fmt: skip
-    return (
+    said = (
         f"The Pareto front of size against divergence, from small to large: {listed([record.label for record in best])}. "
-        f"Each is nearer to the reference than all that take no more bytes.{others}"
+        f"Each is nearer to the reference than all that take no more bytes."
     )
+    if n_others:
+        said += f" Of the {count(n_others, 'other')}, {n_beaten} {'is' if n_beaten == 1 else 'are'} beaten by more than the errors."
+    return said
 
 
 def _left_out(subject: Subject) -> str:
-    names = [record.label for record in subject.compared if record.divergence is None]
+    names = [record.label for record in subject.uncompared]
     return f" Not compared with the reference, and so not among these: {listed(names)}." if names else ""
 
 

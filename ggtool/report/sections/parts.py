@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ggtool.facts import Facts
-from ggtool.report.compare import ERRORS, are_kld_apart, kld, kld_error, size
+from ggtool.report.compare import ERRORS, are_kld_apart, kld, kld_error, size, size_then_kld
 from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
 from ggtool.report.drawing import Drawing, draw_point, draw_span, new_drawing, rows_of_formats
 from ggtool.report.families import family_of
@@ -59,12 +59,15 @@ def _sentences(subject: Subject, family: list[EvalRecord]) -> str:
     parts = [record for record in family if record.components != "all"]
     whole = next((record for record in family if record.components == "all"), None)
     worst, mildest = max(parts, key=kld), min(parts, key=kld)
-    said = f"Quantized alone, `{worst.components}` has a KL divergence of {_kld_text(worst)} nats." if len(parts) == 1 else (
-        f"Quantized alone, the part that moves predictions most is `{worst.components}`, with a KL divergence of "
-        f"{_kld_text(worst)} nats; least is `{mildest.components}` with {_kld_text(mildest)}."
-    )  # fmt: skip
-    if len(parts) > 1 and not are_kld_apart(worst, mildest):
-        said += " The errors do not allow to say that they differ."
+    if len(parts) == 1:
+        said = f"Quantized alone, `{worst.components}` has a KL divergence of {_kld_text(worst)} nats."
+    else:
+        said = (
+            f"Quantized alone, the part that moves predictions most is `{worst.components}`, with a KL divergence of "
+            f"{_kld_text(worst)} nats; least is `{mildest.components}` with {_kld_text(mildest)}."
+        )
+        if not are_kld_apart(worst, mildest):
+            said += " The errors do not allow to say that they differ."
     if subject.reference is None:
         return said
     said += _prices(parts, subject.reference)
@@ -75,7 +78,7 @@ def _sentences(subject: Subject, family: list[EvalRecord]) -> str:
         f" The whole model as `{whole.label}` saves {mib(saved)} at {_kld_text(whole)} nats. Against that, selective "
         "quantization keeps memory to keep quality:"
     )
-    best = min(parts, key=lambda record: (size(record), kld(record)))
+    best = min(parts, key=size_then_kld)
     part_saved = size(subject.reference) - size(best)
     said += (
         f" `{best.label}`, which saves most of the parts, saves {mib(part_saved)} of these ({percent(part_saved / saved)}) "

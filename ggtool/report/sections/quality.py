@@ -66,7 +66,7 @@ def _sentences(subject: Subject) -> str:
         return "Predictions were not compared with a reference; measure with `--reference hf-fp32` to see divergences."
     far = compared[0].divergence
     assert far
-    left_out = [record.label for record in subject.compared if record.divergence is None]
+    left_out = [record.label for record in subject.uncompared]
     said = f"{'Predictions' if left_out else 'All predictions'} are compared with those of `{far.reference}` on the same tokens"
     said += f", but for {listed(left_out)}: pass `--model` beside them." if left_out else "."
     before = subject.reference
