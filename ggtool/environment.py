@@ -30,9 +30,30 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpu_features() -> frozenset[str]:
+    """Return the instruction sets of the first CPU by the kernel's names for them; empty where it tells none."""
+    for line in _cpuinfo():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def cpu_identity() -> str:
+    """Return all that tells CPUs with different instructions apart: models, features; elsewhere the processor's name."""
+    kept = {line for line in _cpuinfo() if line.startswith(("model name", "flags", "Features", "CPU "))}
+    return "\n".join(sorted(kept)) or platform.processor()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 def _cpu_name() -> str:
-    if _CPUINFO.exists():
-        for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -122,15 +122,51 @@ need_compilers() {
         die "no C++ compiler: llama.cpp is compiled from source; on Debian and Ubuntu: apt-get install build-essential"
 }
 
-# build_key: names what compiled code depends on. llama.cpp compiles for this very CPU (GGML_NATIVE), so the
-# compiler's own list of what the CPU has, its version, and the variables that steer a build are all in it.
-build_key() {
-    local compiler features
+# broken_flags: the compiler flags that leave out what vendor/llama.cpp/BROKEN says of the pinned commit.
+# A compiler that does not know a flag cannot use those instructions either.
+broken_flags() {
+    local commit flags flag
+    [[ -f $root/vendor/llama.cpp/BROKEN ]] || return 0
+    while IFS='|' read -r commit flags _; do
+        [[ ${commit// /} == "$LLAMA_CPP_COMMIT" ]] || continue
+        for flag in $flags; do
+            ! "$compiler" "$flag" -E -x c /dev/null >/dev/null 2>&1 || printf '%s ' "$flag"
+        done
+    done <"$root/vendor/llama.cpp/BROKEN"
+}
+
+# choose_build: set how llama.cpp is compiled here: build_flags for the compiler, build_options for CMake, build_for in
+# words, and build, a name for all that compiled code depends on. llama.cpp compiles for this very CPU (GGML_NATIVE)
+# without what is known to be broken; GGTOOL_PORTABLE=1 compiles for every x86-64-v3 or arm64 machine, for images that move.
+# The compiler's own list of what it may use, its version, and the variables that steer a build are all in the name.
+choose_build() {
+    local compiler target=-march=native features
+    build_for="this CPU"
     compiler=$(first_command ${CC:+"${CC%% *}"} cc gcc clang) || compiler=
-    features=$("$compiler" -march=native -dM -E -x c /dev/null 2>/dev/null) ||
+    build_flags=$(broken_flags)
+    build_options=
+    if [[ ${GGTOOL_PORTABLE:-0} == 1 ]]; then
+        build_for="every $(uname -m) machine"
+        build_options=-DGGML_NATIVE=OFF
+        target=
+        if [[ $(uname -m) == x86_64 ]]; then
+            build_for="every x86-64-v3 machine"
+            target=-march=x86-64-v3
+            for features in SSE42 AVX AVX2 BMI2 FMA F16C; do build_options+=" -DGGML_$features=ON"; done
+        fi
+    fi
+    # shellcheck disable=SC2086 # flags are meant to split
+    features=$("$compiler" $build_flags $target -dM -E -x c /dev/null 2>/dev/null) ||
         features=$(grep -m 1 -iE '^(flags|features)' /proc/cpuinfo || true)
-    printf '%s\n' "$features" "${CC:-}" "${CXX:-}" "${CFLAGS:-}" "${CXXFLAGS:-}" "${LDFLAGS:-}" "${CMAKE_ARGS:-}" |
-        sha256sum | cut -c 1-12
+    build=$(printf '%s\n' "$features" "${CC:-}" "${CXX:-}" "${CFLAGS:-}" "${CXXFLAGS:-}" "${LDFLAGS:-}" \
+        "$build_options${build_options:+ }${CMAKE_ARGS:-}" | sha256sum | cut -c 1-12)
+}
+
+# built_as_chosen COMMAND...: run COMMAND, a build, with what choose_build chose. The user's own flags come first, for the
+# compiler drops what is left out wherever it stands; their CMake options come last and win.
+built_as_chosen() {
+    CFLAGS="${CFLAGS:-} $build_flags" CXXFLAGS="${CXXFLAGS:-} $build_flags" \
+        CMAKE_ARGS="$build_options ${CMAKE_ARGS:-}" "$@"
 }
 
 # checked_archive: set archive, the pinned source archive in the cache, fetched with pip where it is not there.

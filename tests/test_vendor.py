@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -111,6 +112,89 @@ def write_pin(repository: Path, sha256: str, commit: str) -> None:
         f"ARCHIVE=llama_cpp_python-9.9.9.tar.gz\nARCHIVE_SHA256={sha256}\n",
         encoding="utf-8",
     )
+
+
+def broken() -> list[list[str]]:
+    lines = (ROOT / "vendor" / "llama.cpp" / "BROKEN").read_text(encoding="utf-8").splitlines()
+    return [[field.strip() for field in line.split("|")] for line in lines if not line.startswith("#")]
+
+
+def test_what_is_known_to_be_broken_is_of_the_pinned_commit() -> None:
+    for commit, flags, reason, upstream in broken():
+        assert commit == PIN["LLAMA_CPP_COMMIT"], "the pin has moved: see whether this row is still needed"
+        assert all(flag.startswith("-mno-") for flag in flags.split())
+        assert reason
+        assert upstream
+
+
+def chosen(root: Path, **environment: str) -> tuple[str, str, str]:
+    """What scripts/lib.sh chooses: the compiler's flags, CMake's options, the name of the build."""
+    script = '. "$0/scripts/lib.sh"; choose_build; printf "%s|%s|%s" "$build_flags" "$build_options" "$build"'
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ("CFLAGS", "CXXFLAGS", "CMAKE_ARGS")
+    }
+    done = subprocess.run(
+        ["bash", "-c", script, root], env=clean | environment, capture_output=True, text=True, check=True
+    )
+    flags, options, name = done.stdout.split("|")
+    return flags, options, name
+
+
+needs_x86_compiler = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("cc"),
+    reason="flags of x86, and a compiler that takes them",
+)
+
+
+@needs_x86_compiler
+def test_builds_leave_out_what_is_broken(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "vendor" / "llama.cpp").mkdir(parents=True)
+    write_pin(tmp_path, sha256="00" * 32, commit=COMMIT)
+    table = tmp_path / "vendor" / "llama.cpp" / "BROKEN"
+    table.write_text(
+        f"# rows\n{COMMIT} | -mno-sse3 -mno-such-thing | reason | upstream\n{'cd' * 20} | -mno-sse4.1 | r | u\n"
+    )
+    flags, options, name = chosen(tmp_path)
+    # Not what the compiler does not know, nor what another commit has.
+    assert (flags.split(), options) == (["-mno-sse3"], "")
+    table.unlink()
+    flags, options, whole = chosen(tmp_path)
+    assert (flags, options) == ("", "")
+    assert name != whole  # a build of other instructions has another name
+
+
+@needs_x86_compiler
+def test_portable_builds_know_no_cpu() -> None:
+    native = chosen(ROOT)
+    portable = chosen(ROOT, GGTOOL_PORTABLE="1")
+    assert "-DGGML_NATIVE=OFF" in portable[1]
+    assert "-DGGML_AVX2=ON" in portable[1]
+    assert portable[2] != native[2]
+    # A user's own options are in the name too.
+    assert chosen(ROOT, CMAKE_ARGS="-DGGML_BLAS=ON")[2] != native[2]
+
+
+@needs_x86_compiler
+def test_the_user_s_flags_stay_and_what_is_broken_is_left_out(tmp_path: Path) -> None:
+    script = '. "$0/scripts/lib.sh"; choose_build; built_as_chosen env'
+    environment = {**os.environ, "CXXFLAGS": "-O2 -mamx-int8", "CMAKE_ARGS": "-DMINE=1"}
+    done = subprocess.run(
+        ["bash", "-c", script, ROOT], env=environment, capture_output=True, text=True, check=True
+    )
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert told["CXXFLAGS"].startswith("-O2 -mamx-int8 ")
+    assert told["CMAKE_ARGS"].endswith("-DMINE=1")
+    compiled = subprocess.run(
+        ["cc", "-march=sapphirerapids", *told["CFLAGS"].split(), "-dM", "-E", "-x", "c", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if compiled.returncode:
+        pytest.skip("this compiler knows no CPU with AMX")
+    assert "__AVX512F__" in compiled.stdout
+    assert "__AMX_" not in compiled.stdout
 
 
 def vendor(repository: Path) -> subprocess.CompletedProcess[str]:

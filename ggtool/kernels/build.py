@@ -1,12 +1,13 @@
 """Compile the C++ products (`ggtool/kernels/cpu/`) with the system's compiler, once, into the cache. No torch is needed.
 
 A build is named by the sources, the flags, what the compiler says of its version, and the CPU, for it holds the
-instructions of the machine that it was made on. Its last 32 bytes are the sha256 of the others, so that a
-file that was cut off or changed is not loaded but made again.
+instructions of the machine that it was made on. GGTOOL_PORTABLE=1 builds for every x86-64-v3 or arm64 machine instead.
+Its last 32 bytes are the sha256 of the others, so that a file that was cut off or changed is not loaded but made again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -16,20 +17,29 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ggtool.atomic import atomic_output
 from ggtool.cache import cache_folder
+from ggtool.environment import cpu_features, cpu_identity
 from ggtool.errors import OutputError
 
 SWITCH = "GGTOOL_NATIVE"
+PORTABLE = "GGTOOL_PORTABLE"
 _SOURCES = Path(__file__).parent / "cpu"
 # Contraction would round some sums once and not twice, and rows would no longer be torch's bit for bit.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
-_NATIVE = "-march=native"
+_PORTABLE_FLAGS = {"x86_64": ("-march=x86-64-v3",)}
+# What x86-64-v3 has beyond its predecessor, by the kernel's names; abm is lzcnt.
+_X86_64_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+# How cpu/lanes.h names what it was compiled for, the widest first, and the features that it takes.
+_LANES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"AVX-512": frozenset({"avx512f"}), "AVX2": frozenset({"avx2", "fma", "f16c"}), "scalar": frozenset()}
+)
 _TIMEOUT_S = 300
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_CPUINFO = Path("/proc/cpuinfo")
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +58,9 @@ def built() -> Path | NoLibraryError:
     if is_switched_off():
         return NoLibraryError(f"{SWITCH}=0")
     try:
-        return _build()
+        file = _build()
+        _warn_below(instructions(file))
+        return file
     except NoLibraryError as error:
         _log.warning(
             "packed products run in torch, which is slower: %s. %s=0 leaves out this note.", error, SWITCH
@@ -60,6 +72,22 @@ def way() -> str:
     """Return how this machine computes packed products on its CPU: "C++", or "torch" and the reason."""
     found = built()
     return f"torch ({found})" if isinstance(found, NoLibraryError) else "C++"
+
+
+def instructions(file: Path) -> str:
+    """Return what a compiled library computes with: "AVX-512", "AVX2" or "scalar"; NoLibraryError if it does not load."""
+    try:
+        told = ctypes.CDLL(str(file)).ggtool_instructions
+    except OSError as error:
+        raise NoLibraryError(f"the compiled library does not load: {error}") from error
+    told.restype = ctypes.c_char_p
+    return str(told().decode())
+
+
+def best_instructions() -> str:
+    """Return the widest of these that this CPU, or with GGTOOL_PORTABLE=1 every CPU aimed at, can do."""
+    there = cpu_features() & _X86_64_V3 if _is_portable() else cpu_features()
+    return next(name for name, wanted in _LANES.items() if wanted <= there)
 
 
 def is_whole(file: Path) -> bool:
@@ -76,7 +104,8 @@ def _build() -> Path:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if not compiler or not shutil.which(compiler[0]):
         raise NoLibraryError("there is no C++ compiler; CXX may name one")
-    flags = [*_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", _NATIVE))]
+    # The user's flags first: those here decide, save that a compiler leaves out what a -mno-… names wherever it stands.
+    flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *_FLAGS, *_target()]
     file = cache_folder() / "kernels" / f"{_key([*compiler, *flags])}.so"
     if not is_whole(file):
         with tempfile.TemporaryDirectory(prefix="ggtool-kernels-") as folder:
@@ -91,11 +120,43 @@ def _build() -> Path:
     return file
 
 
+def _is_portable() -> bool:
+    return os.environ.get(PORTABLE) == "1"
+
+
+def _target() -> tuple[str, ...]:
+    """Return the flags that choose the CPU; NoLibraryError where this one is below the portable build's."""
+    if not _is_portable():
+        return ("-march=native",)
+    machine, there = platform.machine(), cpu_features()
+    if machine == "x86_64" and there and not there >= _X86_64_V3:
+        missing = ", ".join(sorted(_X86_64_V3 - there))
+        raise NoLibraryError(f"{PORTABLE}=1 builds for x86-64-v3, and this CPU has no {missing}")
+    return _PORTABLE_FLAGS.get(machine, ())
+
+
+def _warn_below(made_for: str) -> None:
+    """Say so when a build does without what this CPU has."""
+    best = best_instructions()
+    order = list(_LANES)
+    if order.index(made_for) > order.index(best):
+        flags = os.environ.get("CXXFLAGS")
+        cause = f"CXXFLAGS={flags!r} leaves it out" if flags else "the compiler does not know it"
+        _log.warning(
+            "packed products were compiled for %s on a CPU that can do %s, which is faster: %s. "
+            "`unset CXXFLAGS` or a newer compiler (CXX) builds them again.",
+            made_for,
+            best,
+            cause,
+        )
+
+
 def _key(command: list[str]) -> str:
     digest = hashlib.sha256()
     for file in sorted(_SOURCES.iterdir()):
         digest.update(file.read_bytes())
-    facts = [*command, _run([command[0], "--version"]), platform.machine(), _cpu_features()]
+    cpu = "any" if _is_portable() else cpu_identity()
+    facts = [*command, _run([command[0], "--version"]), platform.machine(), cpu]
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:16]
 
@@ -109,13 +170,3 @@ def _run(command: list[str]) -> str:
         said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         raise NoLibraryError(f"{command[0]} failed: {said[0].strip() if said else done.returncode}")
     return done.stdout
-
-
-def _cpu_features() -> str:
-    """Return what of /proc/cpuinfo says which instructions there are; elsewhere the processor's name."""
-    if not _CPUINFO.exists():
-        return platform.processor()
-    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))})
-    )

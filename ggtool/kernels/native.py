@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ggtool.kernels import panels
-from ggtool.kernels.build import NoLibraryError, built
+from ggtool.kernels.build import NoLibraryError, built, instructions
 from ggtool.kernels.form import INT8_ROWS, Form, Operand
 
 # Rows of activations that share one pass over the packed weights; from more on, panels and a float product are faster.
@@ -123,18 +123,14 @@ def _load() -> _Library | NoLibraryError:
     file = built()
     if isinstance(file, NoLibraryError):
         return file
-    try:
-        functions = ctypes.CDLL(str(file))
-    except OSError as error:
-        return NoLibraryError(f"the compiled library does not load: {error}")
+    functions = ctypes.CDLL(str(file))
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     matrix: list[Any] = [ctypes.POINTER(Form), pointer, pointer, size, number, size, size]
     functions.ggtool_product.argtypes = [*matrix, pointer, size, pointer, pointer, pointer, number]
     functions.ggtool_product.restype = None
     functions.ggtool_widen.argtypes = [*matrix, pointer, pointer, number]
     functions.ggtool_widen.restype = None
-    functions.ggtool_instructions.restype = ctypes.c_char_p
-    return _Library(functions, _parallel(), functions.ggtool_instructions().decode())
+    return _Library(functions, _parallel(), instructions(file))
 
 
 def _parallel() -> int:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from largest_float import LargestFloat
 
-from ggtool import cache
+from ggtool import cache, environment
 from ggtool.kernels import build, native, panels
 from ggtool.kernels.form import INT8_ROWS, in_planes
 from ggtool.quantizers import QUANTIZERS, QuantizedTensor, Quantizer
@@ -33,7 +33,7 @@ FORMATS = [name for name in QUANTIZERS if name.startswith("scratch-")]
 INSTRUCTIONS = {
     "this machine's": None,
     "AVX2": "-mavx2 -mfma -mf16c -mno-avx512f",
-    "scalar": "-march=x86-64",
+    "scalar": "-mno-avx",
 }
 SHAPES = [(1, 1), (7, 3), (33, 257), (16, 768)]
 INPUTS = [1, 2, 3, 4, 7, 40]
@@ -285,6 +285,7 @@ def test_a_damaged_build_is_made_again(damage: str, tmp_path: Path, monkeypatch:
     assert isinstance(file, Path)
     whole = file.read_bytes()
     changed = whole[:4096] + bytes([whole[4096] ^ 1]) + whole[4097:]
+    file.unlink()  # this process has it mapped: the damaged one is another file
     file.write_bytes({"cut off": whole[: len(whole) // 2], "changed": changed, "empty": b""}[damage])
     assert not build.is_whole(file)
     forget()
@@ -308,6 +309,51 @@ def test_two_processes_may_build_at_once(tmp_path: Path):
     (file,) = (tmp_path / "kernels").iterdir()
     assert said == {f"{file}\n"}
     assert build.is_whole(file)
+
+
+@needs_compiler
+@pytest.mark.skipif(
+    not {"avx2", "fma", "f16c"} <= environment.cpu_features(), reason="no AVX2 to leave out here"
+)
+def test_the_users_flags_come_first_and_a_build_below_the_cpu_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXXFLAGS", "-march=nocona -mtune=haswell -O2")  # conda's
+    file = build.built()
+    assert isinstance(file, Path)
+    assert build.instructions(file) == build.best_instructions() != "scalar"
+    assert caplog.records == []
+    forget()
+    monkeypatch.setenv("CXXFLAGS", "-mno-avx")
+    file = build.built()
+    assert isinstance(file, Path)
+    assert build.instructions(file) == "scalar"
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert f"compiled for scalar on a CPU that can do {build.best_instructions()}" in said
+    assert "CXXFLAGS='-mno-avx'" in said
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86")
+def test_a_portable_build_is_the_same_on_every_cpu_and_refused_below_its_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not environment.cpu_features() >= build._X86_64_V3:
+        pytest.skip("this CPU is below x86-64-v3")
+    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path))
+    monkeypatch.setenv("GGTOOL_PORTABLE", "1")
+    file = build.built()
+    assert isinstance(file, Path)
+    assert build.instructions(file) == "AVX2"
+    assert caplog.records == []
+    forget()
+    monkeypatch.setattr(build, "cpu_identity", lambda: "another CPU")
+    assert build.built() == file
+    forget()
+    monkeypatch.setattr(build, "cpu_features", lambda: frozenset({"sse4_2", "avx"}))
+    assert "no abm, avx2, bmi1" in str(build.built())
 
 
 @needs_compiler
