@@ -1,7 +1,7 @@
 """FORMATS: every format there is, one row each, under the name typed after --qtype or --backend.
 
 A GGUF quant type ("Q4_K_M") is a mix that names a file; the tensor types inside it ("Q4_K", "Q6_K")
-are llama.cpp's own choice and live in `ggtool.convert.tensor_types`. `bits` is the nominal cost of the
+are llama.cpp's own choice and live in `ggtool.conversion.tensor_types`. `bits` is the nominal cost of the
 format's main tensor type, block scales included; what a file really spends is measured, not looked up.
 """
 
@@ -159,6 +159,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType({row.backend: row for row in _R
 QTYPE_ALIASES: Mapping[str, str] = MappingProxyType(
     {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "fp32": "f32", "fp16": "f16"}
 )
+
+
+def label(backend: str, components: str) -> str:
+    """Return "scratch-int8:attn" for a part of a model, "scratch-int8" for all of it."""
+    return backend if components == "all" else f"{backend}:{components}"
 
 
 def split_list(values: Iterable[str]) -> list[str]:

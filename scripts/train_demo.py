@@ -27,9 +27,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ggtool.atomic import atomic_output
-from ggtool.source import from_folder
-from ggtool.training.data import batch_starts, tokenize_file
+from ggtool.quantizers.qat.data import batch_starts, tokenize_file
+from ggtool.source.resolve import from_folder
+from ggtool.system.atomic import atomic_output
 
 EOT = "<|endoftext|>"
 SHORT_UNTIL = 0.7  # the part of the training that attends within short pieces only

@@ -1,6 +1,6 @@
 """One record with every part filled, for tests of what is done with records."""
 
-from ggtool.results import Divergence, EvalRecord, MemoryUsage, Perplexity, Speed
+from ggtool.results.records import Divergence, EvalRecord, MemoryUsage, Perplexity, Speed
 
 MIB = 2**20
 RECORD = EvalRecord(

@@ -1,7 +1,14 @@
 import pytest
 
 from ggtool.errors import UsageError
-from ggtool.formats import FORMATS, dense_qtypes, find_backend, find_qtype, qtypes, split_list
+from ggtool.formats import (
+    FORMATS,
+    dense_qtypes,
+    find_backend,
+    find_qtype,
+    qtypes,
+    split_list,
+)
 
 
 def test_every_row_is_found_by_the_name_it_is_typed_by() -> None:
@@ -23,7 +30,7 @@ MAIN = {"IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S"
 
 
 def test_nominal_bits_agree_with_llama_cpp() -> None:
-    from ggtool.gguf_header import TENSOR_TYPES
+    from ggtool.gguf.tensor_types import TENSOR_TYPES
 
     sizes = {name: 8 * n_bytes / block for name, block, n_bytes in TENSOR_TYPES.values()}
     for row in qtypes():

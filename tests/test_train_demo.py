@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tiny_models import TEXT
 
-from ggtool.source import from_folder
+from ggtool.source.resolve import from_folder
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train_demo.py"
 STEPS = 60

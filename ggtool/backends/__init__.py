@@ -116,8 +116,8 @@ class Backend(Protocol):
 
 RUNTIMES: Mapping[str, str] = MappingProxyType(
     {
-        "llama_cpp": "ggtool.backends.llama_cpp:LlamaCppBackend",
-        "huggingface": "ggtool.backends.huggingface:HuggingFaceBackend",
+        "llama_cpp": "ggtool.backends.llama_cpp.backend:LlamaCppBackend",
+        "huggingface": "ggtool.backends.huggingface.backend:HuggingFaceBackend",
     }
 )
 

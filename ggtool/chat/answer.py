@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggtool.backends import SamplingParams
-from ggtool.backends.text import StopReason, TextBackend
+from ggtool.backends.text_backend import StopReason, TextBackend
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ggtool.backends.text import TextBackend, Vocabulary
+from ggtool.backends.text_backend import TextBackend, Vocabulary
 from ggtool.chat.answer import Answer
 from ggtool.chat.template import ChatTemplate
 

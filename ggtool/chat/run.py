@@ -12,16 +12,16 @@ from typing import Literal
 from rich.console import Console
 
 from ggtool.backends import LoadOptions, SamplingParams
-from ggtool.backends.llama_cpp import LlamaCppBackend
-from ggtool.backends.llama_model import gpu_offload
+from ggtool.backends.llama_cpp.backend import LlamaCppBackend
+from ggtool.backends.llama_cpp.model import gpu_offload
 from ggtool.backends.sampling import check_sampling
-from ggtool.backends.text import TextBackend
+from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
 from ggtool.chat.conversation import Conversation, open_conversation
-from ggtool.chat.files import find_model
+from ggtool.chat.find_model import find_model
 from ggtool.chat.output import write
-from ggtool.environment import usable_cpus
 from ggtool.errors import UsageError
+from ggtool.system.machine import usable_cpus
 
 _UNTIL_THE_READER_LEAVES = suppress(BrokenPipeError)  # `| head` has what it wanted
 
@@ -118,10 +118,9 @@ def _open_gguf(path: Path, n_ctx: int, threads: int, device: Device) -> TextBack
 
 
 def _open_saved(folder: Path, n_ctx: int, threads: int, device: Device) -> TextBackend:
-    from ggtool.backends.huggingface import (
-        HuggingFaceBackend,  # torch takes seconds that a GGUF does not need
-    )
-    from ggtool.plan import choose_device, saved_format
+    from ggtool.backends.device import choose_device
+    from ggtool.backends.huggingface.backend import HuggingFaceBackend
+    from ggtool.quantizers.saved_folder import saved_format
 
     fmt, _ = saved_format(folder)
     return HuggingFaceBackend(fmt, folder, LoadOptions(n_ctx, threads, choose_device(device)))

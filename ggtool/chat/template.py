@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from ggtool.backends.text import Vocabulary
+from ggtool.backends.text_backend import Vocabulary
 from ggtool.errors import ArtifactError
 
 Message = Mapping[str, str]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ggtool.backends import SamplingParams
 from ggtool.backends.sampling import check_sampling
-from ggtool.backends.text import TextBackend
+from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
 from ggtool.chat.conversation import Conversation, Transcript
 from ggtool.chat.output import write

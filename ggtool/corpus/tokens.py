@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggtool.errors import SourceError
-from ggtool.source import ModelSource
+from ggtool.source.resolve import ModelSource
 
 TokenIds = npt.NDArray[np.int32]
 

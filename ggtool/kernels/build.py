@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ggtool.atomic import atomic_output
-from ggtool.cache import cache_folder
-from ggtool.environment import cpu_features, cpu_identity
 from ggtool.errors import OutputError
+from ggtool.system.atomic import atomic_output
+from ggtool.system.cache import cache_folder
+from ggtool.system.machine import cpu_features, cpu_identity
 
 SWITCH = "GGTOOL_NATIVE"
 PORTABLE = "GGTOOL_PORTABLE"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ggtool.kernels.form import BFLOAT16, Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
-from ggtool.quantizers.widened import WidenedByPanels
+from ggtool.quantizers.base import WidenedByPanels
 
 # The largest number of bfloat16, as float32 bits; what would round beyond it stays there.
 _MAX_BITS = 0x7F7F0000

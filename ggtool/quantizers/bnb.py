@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 from ggtool.errors import MeasureError
-from ggtool.quantizers.components import find_matrices
+from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.pretrained import Device, load_float
 from ggtool.quantizers.quiet import import_bitsandbytes, quiet_and_offline
 

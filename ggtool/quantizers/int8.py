@@ -8,8 +8,8 @@ from torch import Tensor
 from ggtool.kernels.form import INT8_AFFINE, Form, int8_groups
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import MAX_CODE, round_to_int8
+from ggtool.quantizers.base import WidenedByPanels
 from ggtool.quantizers.groups import pad_columns, row_panels
-from ggtool.quantizers.widened import WidenedByPanels
 
 GROUP = 64
 _LAST_CODE = 255

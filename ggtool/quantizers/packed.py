@@ -6,7 +6,7 @@ matrix in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ggtool.checkpoint import LazyTensor
 from ggtool.errors import SourceError
 from ggtool.quantizers import Quantizer
-from ggtool.quantizers.components import Matrix, find_matrices, select
 from ggtool.quantizers.finite import is_finite
 from ggtool.quantizers.linear import PackedMatrix, QuantizedEmbedding, QuantizedLinear
+from ggtool.quantizers.matrices import Matrix, find_matrices, select
 from ggtool.quantizers.pretrained import Device, match_tensors, refuse_quantized, skeleton
 from ggtool.quantizers.selectors import ALL
-
-# done, total
-Progress = Callable[[int, int], None]
+from ggtool.source.safetensors import LazyTensor
+from ggtool.system.progress import Progress
 
 
 def load_packed(

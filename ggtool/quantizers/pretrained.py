@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ggtool.checkpoint import FLOAT_TYPES, LazyTensor, open_checkpoint, read_json
 from ggtool.errors import SourceError
-from ggtool.quantized_folder import CONFIG_KEY, CONFIG_NAME, is_quantized_folder
 from ggtool.quantizers.quiet import quiet_and_offline
+from ggtool.quantizers.saved_folder import CONFIG_KEY, CONFIG_NAME, is_quantized_folder
+from ggtool.source.safetensors import FLOAT_TYPES, LazyTensor, open_checkpoint
+from ggtool.system.files import read_json
 
 Device = Literal["cpu", "cuda"]
 

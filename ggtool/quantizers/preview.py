@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from ggtool.formats import Format
 from ggtool.quantizers import load_attribute
 from ggtool.quantizers.bnb import BitsAndBytes
-from ggtool.quantizers.components import Matrix, find_matrices, select
+from ggtool.quantizers.matrices import Matrix, find_matrices, select
 from ggtool.quantizers.pretrained import Device, refuse_quantized, skeleton
-from ggtool.quantizers.saved import make_quantizer, quantizer_name
+from ggtool.quantizers.saving import make_quantizer, quantizer_name
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from ggtool.kernels import planes
 from ggtool.kernels.form import Form, in_planes
 from ggtool.kernels.planes import Plane
 from ggtool.quantizers import QuantizedTensor
+from ggtool.quantizers.base import WidenedByPanels
 from ggtool.quantizers.groups import group_panels
 from ggtool.quantizers.search import search_scales
-from ggtool.quantizers.widened import WidenedByPanels
 
 GROUP = 32
 

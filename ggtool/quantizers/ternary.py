@@ -18,8 +18,8 @@ from ggtool.kernels import planes
 from ggtool.kernels.form import Form, in_planes
 from ggtool.kernels.planes import Plane
 from ggtool.quantizers import QuantizedTensor
+from ggtool.quantizers.base import WidenedByPanels
 from ggtool.quantizers.groups import group_panels
-from ggtool.quantizers.widened import WidenedByPanels
 
 GROUP = 64
 PLANE = Plane((-1.0, 0.0, 1.0))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
 from ggtool.report.document import Document
 from ggtool.report.sections import SECTIONS
 from ggtool.report.subject import Subject
+from ggtool.results.model_facts import Facts
 
 
 def build_report(subject: Subject, facts: Facts) -> Document:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 ERRORS = 2.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 
 def device_name(record: EvalRecord) -> str:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 
-from ggtool.report.document import Block, Bullets, Code, Document, Figure, Paragraph, Quotes, Table
+from ggtool.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Document,
+    Figure,
+    Paragraph,
+    Quotes,
+    Table,
+)
 from ggtool.report.inline import render
 
 _SPECIAL = re.compile(r"([\\*_<>\[\]|#~])")

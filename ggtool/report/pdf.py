@@ -27,7 +27,16 @@ from reportlab.platypus import Table as Grid
 from svglib.fonts import register_font
 from svglib.svglib import svg2rlg
 
-from ggtool.report.document import Block, Bullets, Code, Document, Figure, Paragraph, Quotes, Table
+from ggtool.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Document,
+    Figure,
+    Paragraph,
+    Quotes,
+    Table,
+)
 from ggtool.report.drawing import FONT, font_files
 from ggtool.report.families import family_of
 from ggtool.report.inline import render

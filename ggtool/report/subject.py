@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ggtool.errors import UsageError
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,16 @@ from ggtool.report.compare import (
     tg_ts,
 )
 from ggtool.report.device import device_name, gpu_peak
-from ggtool.report.numbers import count, digits, listed, mib, percent, with_error
+from ggtool.report.numbers import (
+    count,
+    digits,
+    listed,
+    mib,
+    percent,
+    with_error,
+)
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 # Shares of the reference's bytes that a budget may be.
 _BUDGETS = ((1 / 2, "half"), (1 / 4, "a quarter"), (1 / 6, "a sixth"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 _MIB = 2**20
 _NONE = "–"

@@ -95,9 +95,9 @@ def packed(folder: Path, name: str) -> Path:
 def measure(paths: Mapping[str, Path], device: str, threads: int, rounds: int) -> dict[str, object]:
     """Return the rates of every format, tokens a second, all samples but those of the first round."""
     from ggtool.backends import LoadOptions, SamplingParams, open_backend
-    from ggtool.backends.huggingface import runtime_versions
-    from ggtool.environment import describe_machine
+    from ggtool.backends.huggingface.backend import runtime_versions
     from ggtool.formats import find_backend
+    from ggtool.system.machine import describe_machine
 
     backends = {}
     for name, path in paths.items():

@@ -39,7 +39,7 @@ class Run:
 def encode(checkpoint: Path, text: Path, out: Path) -> None:
     """Write the token ids, in a process of its own as `ggtool eval` does it: the text is no part of a child's memory."""
     from ggtool.corpus import tokenize
-    from ggtool.source import resolve
+    from ggtool.source.resolve import resolve
 
     tokenize(text.read_text(encoding="utf-8"), resolve(str(checkpoint), None, lambda _: None)).save(out)
 
@@ -48,9 +48,9 @@ def score(backend: str, paths: list[Path], ids: Path, n_ctx: int, chunks: int, t
     """Score with the model in paths[0], against the one in paths[1] if there is one; return the seconds of it."""
     from ggtool.backends import LoadOptions, open_backend
     from ggtool.corpus import Tokens
+    from ggtool.evaluation.metrics import divergence, perplexity
+    from ggtool.evaluation.metrics.windows import cut
     from ggtool.formats import find_backend
-    from ggtool.metrics import divergence, perplexity
-    from ggtool.metrics.windows import cut
 
     tokens = Tokens.load(ids)
     windows = cut("llama", len(tokens.ids), n_ctx, n_chunks=chunks)

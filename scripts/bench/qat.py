@@ -18,17 +18,17 @@ from transformers import PreTrainedModel
 from ggtool import corpus
 from ggtool.corpus.text import read_file
 from ggtool.formats import find_backend
-from ggtool.quantized_folder import QuantizedFacts
 from ggtool.quantizers.absmax import Int8PerChannel
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.linear import PackedMatrix
 from ggtool.quantizers.pretrained import count_params
-from ggtool.quantizers.saved import load_quantized, make_quantizer, save_quantized
-from ggtool.quantizers.straight_through import TrainedMatrix, load_trainable, load_trained, pack_trained
-from ggtool.source import from_folder
-from ggtool.training.data import split, tokenize_file
-from ggtool.training.qat import heldout_windows, perplexity, train
-from ggtool.training.run import Point, Settings
+from ggtool.quantizers.qat.data import split, tokenize_file
+from ggtool.quantizers.qat.run import Point, TrainingSettings
+from ggtool.quantizers.qat.straight_through import TrainedMatrix, load_trainable, load_trained, pack_trained
+from ggtool.quantizers.qat.train import heldout_windows, perplexity, train
+from ggtool.quantizers.saved_folder import QuantizedFacts
+from ggtool.quantizers.saving import load_quantized, make_quantizer, save_quantized
+from ggtool.source.resolve import from_folder
 
 
 class Absmean:
@@ -92,7 +92,7 @@ def main() -> None:
     del absmean
     say(f"absmean, one scale a matrix, after training: perplexity {results['post_training_absmean']:.3f}")
 
-    settings = Settings(
+    settings = TrainingSettings(
         lr=args.lr, batch_size=args.batch_size, n_ctx=args.n_ctx, steps=args.steps, minutes=args.minutes
     )
 

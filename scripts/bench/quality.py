@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ggtool.atomic import atomic_output
 from ggtool.backends import Backend, LoadOptions, Logits, open_backend
-from ggtool.metrics.divergence import Comparison, compare, summarize
-from ggtool.metrics.windows import cut
-from ggtool.plan import Plan, Request, Target, plan
+from ggtool.evaluation.metrics.divergence import Comparison, compare, summarize
+from ggtool.evaluation.metrics.windows import cut
+from ggtool.evaluation.plan import Plan, Target, plan
+from ggtool.evaluation.request import Request
+from ggtool.system.atomic import atomic_output
 
 COLUMNS = ("loss", "reference_loss", "kld", "delta_p", "same_top")
 

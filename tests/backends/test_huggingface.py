@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_llama import build_tiny_llama
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from ggtool.backends import LoadOptions, SamplingParams, huggingface, open_backend
-from ggtool.backends.huggingface import HuggingFaceBackend, runtime_versions
+from ggtool.backends import LoadOptions, SamplingParams, open_backend
+from ggtool.backends.huggingface import backend as huggingface
+from ggtool.backends.huggingface.backend import HuggingFaceBackend, runtime_versions
 from ggtool.errors import MeasureError, SourceError, UsageError
 from ggtool.formats import FORMATS, find_backend
 from ggtool.quantizers import QUANTIZERS, load_attribute

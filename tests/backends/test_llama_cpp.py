@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tiny_gguf
 
-from ggtool.artifact import open_artifact
 from ggtool.backends import LoadOptions, SamplingParams
-from ggtool.backends.llama_cpp import LlamaCppBackend, runtime_versions, tokenize_with
-from ggtool.backends.llama_model import gpu_offload
-from ggtool.backends.llama_vocab import TokenDecoder
+from ggtool.backends.llama_cpp.backend import LlamaCppBackend, runtime_versions, tokenize_with
+from ggtool.backends.llama_cpp.model import gpu_offload
+from ggtool.backends.llama_cpp.vocab import TokenDecoder
 from ggtool.errors import ArtifactError, MeasureError, UsageError
+from ggtool.gguf.model import open_artifact
 
 TEXT = "The city of Paris is the capital of France. Once upon a time there was a little model. "
 GREEDY = SamplingParams(n_predict=24, temperature=0.0)

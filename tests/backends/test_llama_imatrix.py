@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from tiny_models import N_CTX, TEXT, tiny_weights
 
-from ggtool.artifact import open_artifact
 from ggtool.backends import LoadOptions
-from ggtool.backends.llama_imatrix import collect_inputs
-from ggtool.calibration import calibrate, compute_imatrix
-from ggtool.convert import convert
-from ggtool.convert.imatrix import read_imatrix, write_imatrix
+from ggtool.backends.llama_cpp.imatrix import collect_inputs
+from ggtool.calibration.imatrix import calibrate, compute_imatrix
+from ggtool.conversion.convert import convert
 from ggtool.errors import MeasureError, UsageError
 from ggtool.formats import find_qtype
-from ggtool.source import from_folder
+from ggtool.gguf.imatrix import read_imatrix, write_imatrix
+from ggtool.gguf.model import open_artifact
+from ggtool.source.resolve import from_folder
 
 OPTIONS = LoadOptions(64, 2)
 LONG = TEXT * 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ggtool.backends import SamplingParams
+from ggtool.backends.huggingface.sampling import Sampler
 from ggtool.backends.sampling import check_sampling
-from ggtool.backends.torch_sampling import Sampler
 from ggtool.errors import UsageError
 
 # Everything off: plain draws from the softmax.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggtool.chat.files import find_gguf, newest_gguf
+from ggtool.chat.find_model import find_gguf, newest_gguf
 from ggtool.errors import ArtifactError
 
 

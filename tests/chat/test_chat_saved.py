@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import tiny_gguf
 import torch
+from quantize_command import quantize
 from tiny_models import END_OF_TEXT, build_tiny_gpt2
 from tokenizers import Tokenizer
 
 from ggtool.backends import LoadOptions, SamplingParams, open_backend
-from ggtool.backends.hf_vocab import FolderVocabulary
-from ggtool.backends.llama_vocab import open_vocabulary
+from ggtool.backends.huggingface.vocab import FolderVocabulary
+from ggtool.backends.llama_cpp.vocab import open_vocabulary
+from ggtool.calibration.make_folder import QuantizeRequest
 from ggtool.chat import run_chat, run_generate
-from ggtool.commands.quantize import Request
-from ggtool.commands.quantize import run as quantize
-from ggtool.convert import convert
+from ggtool.conversion.convert import convert
 from ggtool.errors import ArtifactError
 from ggtool.formats import FORMATS, find_qtype
-from ggtool.source import from_folder
+from ggtool.source.resolve import from_folder
 
 GREEDY = SamplingParams(n_predict=12, temperature=0.0)
 TEXT = "The harbour of the old town"
@@ -38,7 +38,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("saved") / "iq4"
-    made = Request(backend="scratch-iq4", model=str(original), out=folder, device="cpu", threads=1)
+    made = QuantizeRequest(backend="scratch-iq4", model=str(original), out=folder, device="cpu", threads=1)
     quantize(made, as_json=False, quiet=True)
     return folder
 
@@ -72,7 +72,9 @@ def test_generate_says_what_it_did(saved: Path, capsys):
 
 def test_chat_uses_the_template_that_was_saved(original: Path, tmp_path: Path, capsys, monkeypatch):
     (original / "chat_template.jinja").write_text(tiny_gguf.CHATML)
-    made = Request(backend="scratch-int8", model=str(original), out=tmp_path / "q", device="cpu", threads=1)
+    made = QuantizeRequest(
+        backend="scratch-int8", model=str(original), out=tmp_path / "q", device="cpu", threads=1
+    )
     try:
         quantize(made, as_json=False, quiet=True)
     finally:

@@ -4,8 +4,8 @@ import pytest
 import tiny_gguf
 
 from ggtool.backends import LoadOptions
-from ggtool.backends.llama_cpp import LlamaCppBackend
-from ggtool.backends.llama_vocab import open_vocabulary
+from ggtool.backends.llama_cpp.backend import LlamaCppBackend
+from ggtool.backends.llama_cpp.vocab import open_vocabulary
 from ggtool.chat.answer import Answer
 from ggtool.chat.conversation import Dialogue, Transcript, open_conversation
 from ggtool.chat.template import ChatTemplate

@@ -14,7 +14,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 
 from ggtool.backends import LoadOptions, SamplingParams
-from ggtool.backends.llama_cpp import LlamaCppBackend
+from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.chat.conversation import open_conversation
 from ggtool.chat.terminal import Terminal, set_param
 from ggtool.errors import UsageError

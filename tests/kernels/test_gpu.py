@@ -18,9 +18,9 @@ from ggtool.kernels import gpu
 from ggtool.kernels.form import INT8_ROWS, Operand
 from ggtool.quantizers import QuantizedTensor, Quantizer, tables, ternary
 from ggtool.quantizers.absmax import Int8PerChannel, Int8PerTensor
+from ggtool.quantizers.base import WidenedByPanels
 from ggtool.quantizers.bfloat16 import BFloat16
 from ggtool.quantizers.int8 import Int8Affine, Int8PerGroup
-from ggtool.quantizers.widened import WidenedByPanels
 
 QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
     "int8 per row": Int8PerChannel,

@@ -20,13 +20,13 @@ import pytest
 import torch
 from largest_float import LargestFloat
 
-from ggtool import cache, environment
 from ggtool.kernels import build, native, panels
 from ggtool.kernels.form import INT8_ROWS, in_planes
 from ggtool.quantizers import QUANTIZERS, QuantizedTensor, Quantizer
 from ggtool.quantizers.absmax import Int8PerChannel
-from ggtool.quantizers.saved import make_quantizer
-from ggtool.quantizers.widened import WidenedByPanels
+from ggtool.quantizers.base import WidenedByPanels
+from ggtool.quantizers.saving import make_quantizer
+from ggtool.system import machine
 
 FORMATS = [name for name in QUANTIZERS if name.startswith("scratch-")]
 # What a machine without AVX-512, and one that is no x86, would compile.
@@ -312,9 +312,7 @@ def test_two_processes_may_build_at_once(tmp_path: Path):
 
 
 @needs_compiler
-@pytest.mark.skipif(
-    not {"avx2", "fma", "f16c"} <= environment.cpu_features(), reason="no AVX2 to leave out here"
-)
+@pytest.mark.skipif(not {"avx2", "fma", "f16c"} <= machine.cpu_features(), reason="no AVX2 to leave out here")
 def test_the_users_flags_come_first_and_a_build_below_the_cpu_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -340,7 +338,7 @@ def test_the_users_flags_come_first_and_a_build_below_the_cpu_is_said(
 def test_a_portable_build_is_the_same_on_every_cpu_and_refused_below_its_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if not environment.cpu_features() >= build._X86_64_V3:
+    if not machine.cpu_features() >= build._X86_64_V3:
         pytest.skip("this CPU is below x86-64-v3")
     monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path))
     monkeypatch.setenv("GGTOOL_PORTABLE", "1")
@@ -371,16 +369,3 @@ def test_other_flags_and_other_sources_are_another_build(tmp_path: Path, monkeyp
     built.add(build.built())
     assert len(built) == 3
     assert all(isinstance(file, Path) for file in built)
-
-
-def test_keys_count_the_sources_of_the_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = tmp_path / "kernels" / "cpu"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
-    seen = set()
-    for name in ("products.cpp", "lanes.h", "build.py", "notes.txt"):
-        (folder / name).write_text("text")
-        cache.sources_sha256.cache_clear()
-        seen.add(cache.sources_sha256("kernels"))
-    cache.sources_sha256.cache_clear()
-    assert len(seen) == 3

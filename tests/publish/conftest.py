@@ -20,7 +20,7 @@ sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.01))
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
-from ggtool.cli import main
+from ggtool.cli.app import main
 sys.argv = ["ggtool", *sys.argv[1:]]
 main()
 """
@@ -73,9 +73,9 @@ def run(start: Start) -> Run:
 @pytest.fixture(scope="session")
 def made_folder(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three GGUF files of the tiny GPT-2, two of them of more than one megabyte, as `ggtool convert` makes them."""
-    from ggtool.convert import convert
+    from ggtool.conversion.convert import convert
     from ggtool.formats import find_qtype
-    from ggtool.source import from_folder
+    from ggtool.source.resolve import from_folder
 
     folder = tmp_path_factory.mktemp("publish")
     formats = [find_qtype(name) for name in ("f16", "q8_0", "q4_0")]

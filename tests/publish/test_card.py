@@ -18,12 +18,13 @@ from huggingface_hub import ModelCard
 from sample_record import RECORD
 from writable_hub import writable_hub
 
-from ggtool.checkpoint import file_sha256
-from ggtool.commands.card import run
+from ggtool.cli.card import card as run_card
 from ggtool.errors import OutputError, UsageError
-from ggtool.report.card_choice import choices
-from ggtool.report.card_facts import CardFile, match
-from ggtool.results import EvalRecord, ResultStore
+from ggtool.publish.card_choice import choices
+from ggtool.publish.card_facts import CardFile, match
+from ggtool.results.records import EvalRecord
+from ggtool.results.store import ResultStore
+from ggtool.system.files import file_sha256
 
 NAMES = ("tiny-gpt2-F16.gguf", "tiny-gpt2-Q8_0.gguf", "tiny-gpt2-Q4_0.gguf")
 
@@ -64,10 +65,10 @@ def measured(models: Path) -> dict[str, EvalRecord]:
 def write(folder: Path, **options: object) -> str:
     flags: dict[str, object] = {
         **dict.fromkeys(("model", "revision", "repo", "results", "license_")),
-        **dict.fromkeys(("force", "as_json"), False),
+        **dict.fromkeys(("force", "json_"), False),
         "quiet": True,
     }
-    run(folder, **{**flags, **options})
+    run_card(folder, **{**flags, **options})
     return (folder / "README.md").read_text()
 
 
@@ -193,9 +194,9 @@ def test_licence_and_languages_come_from_the_original_and_its_words_do_not(
 
 
 def test_without_an_original_the_files_are_asked(tiny_gpt2: Path, tmp_path: Path) -> None:
-    from ggtool.convert import convert
+    from ggtool.conversion.convert import convert
     from ggtool.formats import find_qtype
-    from ggtool.source import from_folder
+    from ggtool.source.resolve import from_folder
 
     original = shutil.copytree(tiny_gpt2, tmp_path / "tiny")
     (original / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: de\n---\n")
@@ -252,11 +253,11 @@ def test_a_name_from_a_strange_file_cannot_write_the_card(tmp_path: Path) -> Non
 
 
 def test_a_split_model_is_one_row_and_all_of_its_parts(tiny_gpt2: Path, tmp_path: Path) -> None:
-    from ggtool.artifact import open_artifact
-    from ggtool.convert import convert
-    from ggtool.convert.options import Options
+    from ggtool.conversion.convert import convert
+    from ggtool.conversion.options import Options
     from ggtool.formats import find_qtype
-    from ggtool.source import from_folder
+    from ggtool.gguf.model import open_artifact
+    from ggtool.source.resolve import from_folder
 
     folder = tmp_path / "split"
     options = Options(split_max_bytes=1_000_000)

@@ -13,14 +13,14 @@ import torch
 from tiny_models import build_tiny_gpt2
 
 from ggtool.backends import LoadOptions
-from ggtool.backends.huggingface import HuggingFaceBackend
+from ggtool.backends.huggingface.backend import HuggingFaceBackend
 from ggtool.errors import MeasureError, UsageError
 from ggtool.formats import Format
 from ggtool.quantizers import bnb
-from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.footprint import weight_bytes
+from ggtool.quantizers.format_spec import parse_backend
+from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.pretrained import count_params, load_float, skeleton
-from ggtool.spec import parse_backend
 
 # Rows of the linear layers of tiny_gpt2's two blocks; all but the last have 256 columns.
 N_LINEAR = 2 * 12 * 256 * 256

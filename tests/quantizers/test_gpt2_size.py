@@ -8,9 +8,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ggtool.backends import LoadOptions
-from ggtool.backends.huggingface import HuggingFaceBackend
+from ggtool.backends.huggingface.backend import HuggingFaceBackend
 from ggtool.quantizers.footprint import weight_bytes
-from ggtool.spec import parse_backend
+from ggtool.quantizers.format_spec import parse_backend
 
 pytestmark = pytest.mark.slow
 

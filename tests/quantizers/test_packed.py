@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ggtool.errors import SourceError, UsageError
 from ggtool.quantizers.absmax import Int8PerChannel
-from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.linear import QuantizedEmbedding, QuantizedLinear
+from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import load_float
 

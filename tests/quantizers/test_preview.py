@@ -11,16 +11,16 @@ import pytest
 from tiny_llama import build_tiny_llama
 
 from ggtool.backends import LoadOptions
-from ggtool.backends.huggingface import HuggingFaceBackend
-from ggtool.convert import convert
+from ggtool.backends.huggingface.backend import HuggingFaceBackend
+from ggtool.conversion.convert import convert
 from ggtool.formats import Format, find_qtype
-from ggtool.gguf_header import read_header
-from ggtool.quantizers.components import find_matrices
+from ggtool.gguf.header import read_header
+from ggtool.quantizers.format_spec import parse_backend
 from ggtool.quantizers.linear import QuantizedEmbedding, QuantizedLinear
+from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.preview import preview
-from ggtool.quantizers.saved import quantizer_name
-from ggtool.source import from_folder
-from ggtool.spec import parse_backend
+from ggtool.quantizers.saving import quantizer_name
+from ggtool.source.resolve import from_folder
 
 
 def run_formats(model: Path, backend: str, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -17,13 +17,13 @@ from tiny_families import FAMILIES, build_tiny
 from tiny_llama import build_tiny_llama
 
 from ggtool.errors import ArtifactError, GgtoolError, OutputError, SourceError
-from ggtool.quantized_folder import SCHEMA, QuantizedFacts, is_quantized_folder, read_facts
 from ggtool.quantizers import QUANTIZERS
-from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.footprint import weight_bytes
+from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import load_float
-from ggtool.quantizers.saved import load_quantized, make_quantizer, quantizer_name, save_quantized
+from ggtool.quantizers.saved_folder import SCHEMA, QuantizedFacts, is_quantized_folder, read_facts
+from ggtool.quantizers.saving import load_quantized, make_quantizer, quantizer_name, save_quantized
 
 SCRATCH = [name for name in QUANTIZERS if name.startswith("scratch-")]
 TOKENS = torch.arange(3, 90)[None]
@@ -269,7 +269,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from ggtool.metrics.memory import PeakMeter
+from ggtool.evaluation.metrics.memory import PeakMeter
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.saved import load_quantized
 torch.set_num_threads(1)

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ggtool.formats import FORMATS
 from ggtool.kernels import panels
 from ggtool.quantizers import QUANTIZERS, Quantizer, load_attribute
-from ggtool.quantizers.components import find_matrices
 from ggtool.quantizers.footprint import weight_bytes, weight_tensors
 from ggtool.quantizers.linear import QuantizedLinear
+from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import load_float
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts, GGUFFacts, GGUFKey, GGUFTensor, LevelSet, Sample, WeightFacts
+from ggtool.results.model_facts import (
+    Facts,
+    GGUFFacts,
+    GGUFKey,
+    GGUFTensor,
+    LevelSet,
+    WeightFacts,
+)
+from ggtool.results.samples import Sample
 
 _STEPS = tuple(code / 8 for code in range(-8, 8))
 WEIGHTS = WeightFacts(

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from sample_record import MIB, RECORD
 
-from ggtool.results import EvalRecord, label
+from ggtool.formats import label
+from ggtool.results.records import EvalRecord
 
 FP32 = "hf-fp32"
 ENVIRONMENT = {"device": "cpu", "cpu": "Test CPU", "threads": "2", "ggtool": "0.1.0"}

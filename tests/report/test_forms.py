@@ -11,13 +11,13 @@ import pytest
 from made_facts import FACTS, sample
 from made_records import RECORDS, failed, record
 
-from ggtool.facts import Facts
 from ggtool.report.build import build_report
 from ggtool.report.document import Document
 from ggtool.report.html import to_html
 from ggtool.report.markdown import to_markdown
 from ggtool.report.pdf import to_pdf
 from ggtool.report.subject import choose_subject
+from ggtool.results.model_facts import Facts
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,19 @@ import pytest
 from made_facts import FACTS, GGUF, WEIGHTS
 from made_records import FP32, RECORDS, failed, on_gpu, record
 
-from ggtool.facts import Facts
 from ggtool.report.build import build_report
-from ggtool.report.document import Bullets, Code, Paragraph, Quotes, Section, Table
+from ggtool.report.document import (
+    Bullets,
+    Code,
+    Paragraph,
+    Quotes,
+    Section,
+    Table,
+)
 from ggtool.report.sections import SECTIONS
 from ggtool.report.subject import choose_subject
-from ggtool.results import Timing
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import Timing
 
 NAMES = [
     "summary", "formats", "memory", "latency", "quality", "pareto",

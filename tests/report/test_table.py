@@ -7,7 +7,7 @@ from rich.console import Console
 from sample_record import MIB, RECORD
 
 from ggtool.report.table import eval_table
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 
 def rows(*records: EvalRecord) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ggtool.facts import Facts
 from ggtool.report.document import Section
 from ggtool.report.sections import (
     bnb,
@@ -24,6 +23,7 @@ from ggtool.report.sections import (
     texts,
 )
 from ggtool.report.subject import Subject
+from ggtool.results.model_facts import Facts
 
 SECTIONS: tuple[Callable[[Subject, Facts], Section], ...] = (
     summary.section,

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
-from ggtool.report.compare import are_kld_apart, is_faster, kld, kld_error, loses_perplexity, size, tg_ts
+from ggtool.report.compare import (
+    are_kld_apart,
+    is_faster,
+    kld,
+    kld_error,
+    loses_perplexity,
+    size,
+    tg_ts,
+)
 from ggtool.report.document import Block, Paragraph, Section, Table
 from ggtool.report.numbers import digits, listed, mib, percent, with_error
 from ggtool.report.sections.cells import (
@@ -19,7 +26,8 @@ from ggtool.report.sections.cells import (
 )
 from ggtool.report.sections.formats import SPEED_COLUMN
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _COLUMNS = (FORMAT, WEIGHTS, PPL, KLD, SPEED_COLUMN)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ggtool.report.document import Cell, Column
 from ggtool.report.numbers import NONE, bare_mib, digits, with_error
-from ggtool.results import EvalRecord
+from ggtool.results.records import EvalRecord
 
 FORMAT = Column("format", kind="format")
 WEIGHTS = Column(

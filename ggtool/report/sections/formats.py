@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
 from ggtool.report.device import is_on_gpu, peak
-from ggtool.report.document import Block, Bullets, Cell, Column, Paragraph, Section, Table
+from ggtool.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.numbers import digits
 from ggtool.report.sections.cells import (
     FORMAT,
@@ -20,7 +27,8 @@ from ggtool.report.sections.cells import (
     weights_cell,
 )
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 SPEED_COLUMN = Column("tg t/s", "generated tokens a second, median")
 _GPU_PEAK = Column("GPU MiB", "most memory of the GPU that the process held, CUDA itself included")

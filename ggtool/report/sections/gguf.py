@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from ggtool.facts import Facts, GGUFFacts
 from ggtool.report.compare import is_timed_once, kld, kld_error, size, tg_ts
 from ggtool.report.device import is_on_gpu, peak
-from ggtool.report.document import Block, Bullets, Cell, Code, Column, Figure, Paragraph, Section, Table
+from ggtool.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.drawing import SHADE, Drawing, new_drawing
 from ggtool.report.families import FAMILIES
-from ggtool.report.numbers import count, digits, listed, mib, ms, percent, with_error
+from ggtool.report.numbers import (
+    count,
+    digits,
+    listed,
+    mib,
+    ms,
+    percent,
+    with_error,
+)
 from ggtool.report.sections.cells import (
     FORMAT,
     KLD,
@@ -24,7 +41,8 @@ from ggtool.report.sections.cells import (
 )
 from ggtool.report.sections.formats import SPEED_COLUMN
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts, GGUFFacts
+from ggtool.results.records import EvalRecord
 
 _HOW = (
     "No GGUF file was looked at; `ggtool report RESULTS --gguf FILE` explains the format on one, and "

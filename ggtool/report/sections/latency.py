@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
 from ggtool.report.compare import is_faster, is_timed_once, tg_ts
 from ggtool.report.device import device_name
-from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
-from ggtool.report.drawing import INK, Drawing, draw_bar, draw_span, new_drawing, rows_of_formats
+from ggtool.report.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Table,
+)
+from ggtool.report.drawing import (
+    INK,
+    Drawing,
+    draw_bar,
+    draw_span,
+    new_drawing,
+    rows_of_formats,
+)
 from ggtool.report.numbers import NONE, digits, listed, ms
 from ggtool.report.sections import lengths
 from ggtool.report.sections.cells import FORMAT, MISSING, format_cell, number_cell
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _COLUMNS = (
     FORMAT,

@@ -8,7 +8,7 @@ from ggtool.report.document import Block, Column, Paragraph, Table
 from ggtool.report.numbers import ms
 from ggtool.report.sections.cells import FORMAT, format_cell, number_cell
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord, Timing
+from ggtool.results.records import EvalRecord, Timing
 
 # Prompts whose times differ by less than this are said to take the same.
 _SAME = 1.25

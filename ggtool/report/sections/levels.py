@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ggtool.facts import Facts, LevelSet, WeightFacts
 from ggtool.report.compare import are_kld_apart, kld, kld_error
-from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
+from ggtool.report.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.drawing import INK, SHADE, Drawing, new_drawing
 from ggtool.report.numbers import digits, percent, with_error
 from ggtool.report.subject import Subject
+from ggtool.results.model_facts import Facts, LevelSet, WeightFacts
 
 _TITLE = "Linear levels against NF4"
 _HOW = (

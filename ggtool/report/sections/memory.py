@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
 from ggtool.report.compare import size, size_then_kld
 from ggtool.report.device import gpu_peak, is_on_gpu, peak
-from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
+from ggtool.report.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.drawing import Drawing, draw_bar, new_drawing, rows_of_formats
 from ggtool.report.numbers import digits, mib, percent
-from ggtool.report.sections.cells import FORMAT, MISSING, WEIGHTS, format_cell, mib_cell, weights_cell
+from ggtool.report.sections.cells import (
+    FORMAT,
+    MISSING,
+    WEIGHTS,
+    format_cell,
+    mib_cell,
+    weights_cell,
+)
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _MIB = 2**20
 _GPU_COLUMNS = (

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggtool.facts import Facts
-from ggtool.report.document import Block, Bullets, Cell, Code, Column, Paragraph, Section, Table
+from ggtool.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Column,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.numbers import count
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _METHOD = (
     "Perplexity is the exponential of the mean loss of the scored tokens, its error that of the mean, tokens taken as "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ggtool.facts import Facts
 from ggtool.report.compare import dominators, front, kld, size, tg_ts
 from ggtool.report.document import Block, Figure, Paragraph, Section
 from ggtool.report.drawing import INK, Drawing, draw_point, new_drawing, plain_ticks
@@ -12,7 +11,8 @@ from ggtool.report.families import FAMILIES, family_of
 from ggtool.report.labels import label_points
 from ggtool.report.numbers import count, digits, listed, mib, with_error
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _MIB = 2**20
 

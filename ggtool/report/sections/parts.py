@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ggtool.facts import Facts
-from ggtool.report.compare import ERRORS, are_kld_apart, kld, kld_error, size, size_then_kld
-from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
+from ggtool.report.compare import (
+    ERRORS,
+    are_kld_apart,
+    kld,
+    kld_error,
+    size,
+    size_then_kld,
+)
+from ggtool.report.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.drawing import Drawing, draw_point, draw_span, new_drawing, rows_of_formats
 from ggtool.report.families import family_of
 from ggtool.report.numbers import digits, mib, percent, with_error
-from ggtool.report.sections.cells import FORMAT, KLD, MISSING, WEIGHTS, format_cell, kld_cell, weights_cell
+from ggtool.report.sections.cells import (
+    FORMAT,
+    KLD,
+    MISSING,
+    WEIGHTS,
+    format_cell,
+    kld_cell,
+    weights_cell,
+)
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _COLUMNS = (
     FORMAT,

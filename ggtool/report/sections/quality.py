@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
 from ggtool.report.compare import ERRORS, kld, loses_perplexity
-from ggtool.report.document import Block, Cell, Column, Figure, Paragraph, Section, Table
+from ggtool.report.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Section,
+    Table,
+)
 from ggtool.report.drawing import (
     SHADE,
     Drawing,
@@ -27,7 +34,8 @@ from ggtool.report.sections.cells import (
     ppl_cell,
 )
 from ggtool.report.subject import Subject
-from ggtool.results import EvalRecord
+from ggtool.results.model_facts import Facts
+from ggtool.results.records import EvalRecord
 
 _COLUMNS = (
     FORMAT,

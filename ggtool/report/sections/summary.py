@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ggtool.facts import Facts
 from ggtool.report.document import Bullets, Section
 from ggtool.report.subject import Subject
 from ggtool.report.summary import summarize
+from ggtool.results.model_facts import Facts
 
 
 def section(subject: Subject, _facts: Facts) -> Section:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggtool.facts import Facts, Sample
 from ggtool.report.document import Block, Paragraph, Quote, Quotes, Section
 from ggtool.report.numbers import count, listed
 from ggtool.report.subject import Subject
+from ggtool.results.model_facts import Facts
+from ggtool.results.samples import Sample
 
 _TITLE = "Texts side by side"
 _HOW = (

@@ -1,0 +1,301 @@
+"""The transformers runtime: a checkpoint in float, from-scratch quantized or by bitsandbytes, or a saved model.
+
+Activations are in the format's float type: float32 for `scratch-*` and, on a CPU, for `bnb-*`. The KV cache
+is transformers' own DynamicCache in that type.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from ggtool.backends import (
+    Footprint,
+    LoadOptions,
+    Logits,
+    SamplingParams,
+    has_rotary_positions,
+    too_many_positions,
+)
+from ggtool.backends.huggingface.sampling import Sampler
+from ggtool.backends.huggingface.vocab import FolderVocabulary
+from ggtool.backends.sampling import check_sampling
+from ggtool.backends.text_backend import StopReason
+from ggtool.errors import MeasureError, UsageError
+from ggtool.formats import Format
+from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX
+from ggtool.quantizers import Quantizer, load_attribute
+from ggtool.quantizers.bnb import BitsAndBytes
+from ggtool.quantizers.finite import first_broken, is_finite
+from ggtool.quantizers.footprint import weight_bytes
+from ggtool.quantizers.linear import product_ways
+from ggtool.quantizers.matrices import find_matrices
+from ggtool.quantizers.packed import load_packed
+from ggtool.quantizers.pretrained import count_params, load_float, read_config, skeleton
+from ggtool.quantizers.saved_folder import is_quantized_folder
+from ggtool.quantizers.saving import load_quantized
+from ggtool.system.files import read_json
+from ggtool.system.machine import NO_CUDA
+
+_FLOAT_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"hf-fp32": torch.float32, "hf-fp16": torch.float16, "hf-bf16": torch.bfloat16}
+)
+_DRIVER = Path("/sys/module/nvidia/version")
+
+
+def runtime_versions() -> dict[str, str]:
+    """Return the versions of what computes here, and the ways of packed products; the GPU and its driver once CUDA was used."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if bitsandbytes := sys.modules.get("bitsandbytes"):
+        versions["bitsandbytes"] = bitsandbytes.__version__
+    versions |= product_ways()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch forgot to annotate it
+        versions["cuda"] = str(torch.version.cuda)
+        versions["cuda_device"] = torch.cuda.get_device_name()
+        if _DRIVER.exists():
+            versions["cuda_driver"] = _DRIVER.read_text(encoding="ascii").strip()
+    return versions
+
+
+class HuggingFaceBackend:
+    """A checkpoint folder loaded by torch; see `ggtool.backends.Backend` for the protocol.
+
+    Attributes:
+        n_ctx: the most tokens a prompt and its continuation may have together.
+        n_vocab: rows of the output head.
+        stop_reason: why the last `generate` ended, None while it has not.
+
+    """
+
+    def __init__(self, fmt: Format, path: Path, options: LoadOptions) -> None:
+        """Load the checkpoint in `path` as `fmt` says, or a saved model as it is. Sets torch's thread count for the whole process.
+
+        Raises SourceError when it cannot be loaded, UsageError when the device or the context asked for
+        cannot be had, MeasureError when a quantizer quantized nothing.
+        """
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(NO_CUDA)
+        torch.set_num_threads(options.threads)
+        self._folder = path
+        self._device = options.device
+        config = read_config(path).get_text_config(decoder=True)
+        self.n_ctx = _choose_n_ctx(config, options.n_ctx, path.name)
+        self.n_vocab = int(config.vocab_size)
+        self.stop_reason: StopReason | None = None
+        self._end_tokens = _end_tokens(path, config)
+        self._format = fmt
+        self._config = config
+        self._model = _load(fmt, path, options)
+        self._can_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
+        """Return float32 logits (len(tokens) - start, n_vocab), computing the output head from `start` on.
+
+        Raises UsageError when the tokens do not fit n_ctx or the vocabulary, MeasureError naming the first
+        module that gave a number which is not finite.
+        """
+        self._check_positions(tokens, start)
+        return cast(Logits, self._compute(tokens, len(tokens) - start, None).numpy())
+
+    def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """Yield the same logits in blocks of `n_rows`, the output head computed a block at a time.
+
+        A model that does more to its logits than multiply by the head (Gemma 2 bounds them) computes all of them
+        first. Raises what `logits` raises.
+        """
+        self._check_positions(tokens, start)
+        if not self._head_is_all:
+            whole = self.logits(tokens, start)
+            yield from (whole[at : at + n_rows] for at in range(0, len(whole), n_rows))
+            return
+        ids = torch.tensor([self._checked(tokens)], device=self._device)
+        with torch.inference_mode():
+            hidden = self._model.base_model(ids, use_cache=False).last_hidden_state[0, start:]
+        for at in range(0, len(hidden), n_rows):
+            with torch.inference_mode():
+                block = self._model.get_output_embeddings()(hidden[at : at + n_rows]).float().cpu()
+            if not is_finite(block):
+                self.logits(tokens, start)  # raises, and names the module
+            yield cast(Logits, block.numpy())
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
+        """Yield new token ids, each call with a KV cache of its own; afterwards `stop_reason` says why they ended.
+
+        Raises UsageError for a prompt that is empty or longer than n_ctx, or parameters out of range,
+        MeasureError as `logits` does.
+        """
+        check_sampling(params)
+        if not prompt:
+            raise UsageError("the prompt is empty; give some text to go on from.")
+        if len(prompt) > self.n_ctx:
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}; shorten it or raise --n-ctx."
+            )
+        return self._generate(list(prompt), params)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
+        """Yield the likeliest next token of each prompt, step by step, in one tensor with a KV cache of their own."""
+        cache = DynamicCache(config=self._config)
+        options = {"logits_to_keep": 1} if self._can_keep else {}
+        ids = torch.tensor([self._checked(prompt) for prompt in prompts], device=self._device)
+        for _ in range(n_predict):
+            with torch.inference_mode():
+                logits = self._model(ids, past_key_values=cache, use_cache=True, **options).logits
+                ids = logits[:, -1:].argmax(-1)
+            yield ids[:, 0].tolist()
+
+    @cached_property
+    def vocabulary(self) -> FolderVocabulary:
+        """The folder's own; ArtifactError when it has none."""
+        return FolderVocabulary(self._folder)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template beside the checkpoint, or the one in its tokenizer's config."""
+        path = self._folder / "chat_template.jinja"
+        if path.exists():
+            return path.read_text(encoding="utf-8", errors="replace")
+        config = self._folder / "tokenizer_config.json"
+        template = read_json(config).get("chat_template") if config.exists() else None
+        return template if isinstance(template, str) else None
+
+    @property
+    def description(self) -> str:
+        """Architecture, format and size of the weights."""
+        return (
+            f"{self._config.model_type} {self._format.backend}, {weight_bytes(self._model) / 2**20:.1f} MiB"
+        )
+
+    def reset(self) -> None:
+        """Do nothing: no call leaves anything to forget."""
+
+    def footprint(self) -> Footprint:
+        """Count the loaded tensors, and the parameters of the unquantized model."""
+        matrices = find_matrices(self._model)
+        return Footprint(
+            weights_bytes=weight_bytes(self._model),
+            n_params=count_params(skeleton(self._folder)),
+            modules_quantized=sum(matrix.is_quantized for matrix in matrices),
+            modules_total=len(matrices),
+        )
+
+    def kv_cache_bytes(self) -> int:
+        """Return the bytes of keys and values of n_ctx tokens in all layers; no sliding window shortens them."""
+        config = self._config
+        n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_token = 2 * config.num_hidden_layers * n_heads * head_dim * self._model.dtype.itemsize
+        return int(per_token * self.n_ctx)
+
+    def close(self) -> None:
+        """Free the model and what CUDA's allocator keeps of it. Closing twice is allowed."""
+        self._model = nn.Module()
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _check_positions(self, tokens: Sequence[int], start: int) -> None:
+        if not 0 <= start < len(tokens) <= self.n_ctx:
+            raise UsageError(
+                f"positions {start} to {len(tokens)} do not fit a context of {self.n_ctx} tokens."
+            )
+
+    def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
+        if not all(0 <= token < self.n_vocab for token in tokens):
+            raise UsageError(
+                f"a token id is outside the vocabulary of {self.n_vocab}; is it another model's?"
+            )
+        return tokens
+
+    @cached_property
+    def _head_is_all(self) -> bool:
+        """Whether logits are the output head's product with the last hidden state and nothing else."""
+        head = self._model.get_output_embeddings()
+        if head is None:
+            return False
+        ids = torch.arange(min(4, self.n_vocab, self.n_ctx), device=self._device)[None]
+        with torch.inference_mode():
+            expected = self._model(ids, use_cache=False).logits
+            found = head(self._model.base_model(ids, use_cache=False).last_hidden_state)
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+    def _generate(self, prompt: list[int], params: SamplingParams) -> Generator[int, None, None]:
+        self.stop_reason = None
+        cache = DynamicCache(config=self._config)
+        sampler = Sampler(params, prompt, self._end_tokens)
+        pending, n_used = prompt, 0
+        for made in range(1, params.n_predict + 1):
+            token = sampler.choose(self._compute(pending, 1, cache)[0])
+            n_used += len(pending)
+            if token in self._end_tokens:
+                self.stop_reason = "eog"
+                return
+            last: StopReason | None = None
+            if made == params.n_predict:
+                last = "length"
+            elif n_used == self.n_ctx:
+                last = "context"
+            self.stop_reason = last
+            yield token
+            if last:
+                return
+            pending = [token]
+
+    def _compute(self, tokens: Sequence[int], n_keep: int, cache: DynamicCache | None) -> Tensor:
+        """Return float32 logits (n_keep, n_vocab) on the CPU for the last positions of `tokens`."""
+        options = {"logits_to_keep": n_keep} if self._can_keep else {}
+        ids = torch.tensor([self._checked(tokens)], device=self._device)
+
+        def run() -> Tensor:
+            output = self._model(ids, past_key_values=cache, use_cache=cache is not None, **options)
+            return cast(Tensor, output.logits[0, -n_keep:])
+
+        # Not around a whole generation: the caller would inherit the mode between two tokens.
+        with torch.inference_mode():
+            logits = run().float()
+            if not is_finite(logits):
+                raise MeasureError(
+                    f"{first_broken(self._model, run)} gave a number that is not finite; no measurement of it means anything."
+                )
+            return logits.cpu()
+
+
+def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
+    if is_quantized_folder(path):  # what format it is in, it says itself
+        return load_quantized(path, options.device)
+    if fmt.quantizer is None:
+        return load_float(path, _FLOAT_TYPES[fmt.name], options.device)
+    found = load_attribute(fmt.quantizer)
+    if isinstance(found, BitsAndBytes):
+        dtype = None if fmt.compute is None else _FLOAT_TYPES[f"hf-{fmt.compute}"]
+        return found.load(path, options.device, dtype)
+    make = cast(Callable[[], Quantizer], found)
+    return load_packed(path, make(), options.device, options.components)
+
+
+def _choose_n_ctx(config: PreTrainedConfig, n_ctx: int, name: str) -> int:
+    trained = getattr(config, "max_position_embeddings", None)
+    if n_ctx < 0:
+        raise UsageError(f"--n-ctx {n_ctx} makes no sense; 0 takes the model's own.")
+    if trained is not None and n_ctx > trained and not has_rotary_positions(config.to_dict()):
+        raise too_many_positions(name, trained)
+    return n_ctx or min(trained or LONGEST_DEFAULT_N_CTX, LONGEST_DEFAULT_N_CTX)
+
+
+def _end_tokens(folder: Path, config: PreTrainedConfig) -> list[int]:
+    """Return the ids that end a generation: generation_config.json says, else config.json; maybe none."""
+    path = folder / "generation_config.json"
+    stored = read_json(path).get("eos_token_id") if path.exists() else None
+    ends = config.eos_token_id if stored is None else stored
+    return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list) else [ends])]

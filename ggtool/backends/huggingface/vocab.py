@@ -1,0 +1,83 @@
+"""The vocabulary of a checkpoint's folder, through the `tokenizers` library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from ggtool.errors import ArtifactError
+from ggtool.system.files import read_json
+
+_SPLIT = "\ufffd"
+
+
+class FolderVocabulary:
+    """The tokenizer.json of `folder`; see `ggtool.backends.text_backend.Vocabulary`. ArtifactError if it cannot be used."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise ArtifactError(f"{folder} has no tokenizer.json, so there is no text to be had of it.")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
+            raise ArtifactError(f"{path} is no tokenizer: {error}") from None
+        # What encoding the empty text gives is what the tokenizer puts around every text.
+        around = self._tokenizer.encode("").ids
+        self._first = around[0] if around else None
+        config = read_json(folder / "config.json")
+        self.bos = self._first if self._first is not None else _token(config.get("bos_token_id"))
+        self.eos = _token(config.get("eos_token_id"))
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Return the token ids of `text`; parse_special turns the names of control tokens into those tokens."""
+        self._tokenizer.encode_special_tokens = not parse_special
+        # A lone surrogate is no UTF-8, which the library insists on.
+        whole = text.encode("utf-8", "replace").decode()
+        return list(self._tokenizer.encode(whole, add_special_tokens=add_special).ids)
+
+    def begin(self, ids: list[int]) -> list[int]:
+        """Return `ids` with BOS in front if the tokenizer puts it before every text and it is not there."""
+        return [self._first, *ids] if self._first is not None and ids[:1] != [self._first] else ids
+
+    def name(self, token: int | None) -> str:
+        """Return a token as the vocabulary spells it; "" for None."""
+        return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+    def names_written_by(self, template: str) -> list[str]:
+        """Return the names of control tokens, and of other added tokens that are in `template`."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        names = [
+            one.content for one in added if one.special or (one.content.strip() and one.content in template)
+        ]
+        return [name for name in names if len(name) > 1]
+
+    def decoder(self) -> FolderDecoder:
+        """Return a decoder for one answer."""
+        return FolderDecoder(self._tokenizer)
+
+
+class FolderDecoder:
+    """Token ids to text as they come; see `ggtool.backends.text_backend.Decoder`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []
+
+    def add(self, token: int) -> str:
+        """Return the text that `token` completes, "" if it completes none."""
+        text = self._stream.step(self._tokenizer, token)
+        self._held = [] if text else [*self._held, token]
+        return text or ""
+
+    def finish(self) -> str:
+        """Return U+FFFD if the tokens stopped inside a character, else ""."""
+        return _SPLIT if _SPLIT in self._tokenizer.decode(self._held, skip_special_tokens=True) else ""
+
+
+def _token(value: object) -> int | None:
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) else None

@@ -1,0 +1,94 @@
+"""A llama.cpp context: opened over a loaded model, and fed with batches whose failures have words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from ggtool.backends import LoadOptions
+from ggtool.backends.llama_cpp import log as llama_log
+from ggtool.backends.llama_cpp.model import Pointer
+from ggtool.errors import MeasureError, UsageError
+
+N_UBATCH = 512  # tokens computed at once, llama.cpp's default
+
+_DECODE_ERRORS = {
+    1: "the KV cache has no room left",
+    2: "the computation was aborted",
+    -1: "the batch is invalid",
+    -2: "there is not enough memory for it",
+    -3: "the computation failed",
+}
+
+
+def open_context(model: Pointer, n_ctx: int, options: LoadOptions, n_sequences: int = 1) -> Pointer:
+    """Open a context in which each of `n_sequences` has room for `n_ctx` tokens; free it with llama_free.
+
+    Raises UsageError with llama.cpp's reason when it cannot be had.
+    """
+    params = lib.llama_context_default_params()
+    params.n_ctx = n_ctx * n_sequences
+    params.n_batch = params.n_ctx  # so that one decode gives all logits, in one array
+    params.n_ubatch = min(params.n_ctx, N_UBATCH)
+    params.n_seq_max = n_sequences
+    params.n_threads = params.n_threads_batch = options.threads
+    params.offload_kqv = params.op_offload = options.device == "cuda"
+    llama_log.forget()
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        reason = llama_log.first_error() or "llama.cpp gave no reason"
+        raise UsageError(
+            f"a context of {params.n_ctx} tokens cannot be opened: {reason}; pass a smaller --n-ctx."
+        )
+    return context
+
+
+def decode(context: Pointer, batch: lib.llama_batch) -> None:
+    """Run a batch through a context; MeasureError with llama.cpp's words if it fails."""
+    llama_log.forget()
+    code = lib.llama_decode(context, batch)
+    if code != 0:
+        meaning = _DECODE_ERRORS.get(code, "unknown error")
+        detail = llama_log.first_error() or "no details"
+        raise MeasureError(
+            f"llama.cpp could not compute {batch.n_tokens} tokens: {meaning} (code {code}; {detail})."
+        )
+
+
+def generate_together(
+    model: Pointer, prompts: Sequence[Sequence[int]], n_predict: int, options: LoadOptions
+) -> Iterator[list[int]]:
+    """Yield the likeliest next token of every prompt, `n_predict` times, one decode for all of them a time.
+
+    The context is one of its own, with a sequence for each prompt. Raises what `open_context` and `decode` raise.
+    """
+    n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    longest = max(map(len, prompts))
+    with ExitStack() as stack:
+        context = open_context(model, longest + n_predict, options, len(prompts))
+        stack.callback(lib.llama_free, context)
+        batch = lib.llama_batch_init(max(longest, len(prompts)), 0, 1)
+        stack.callback(lib.llama_batch_free, batch)
+
+        def run(rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
+            batch.n_tokens = len(rows)
+            for index, (token, position, sequence, wants_logits) in enumerate(rows):
+                batch.token[index], batch.pos[index] = token, position
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+                batch.logits[index] = wants_logits
+            decode(context, batch)
+            n_rows = sum(row[-1] for row in rows)
+            logits = np.ctypeslib.as_array(lib.llama_get_logits(context), (n_rows, n_vocab))
+            return [int(token) for token in logits.argmax(1)]
+
+        tokens: list[int] = []
+        for number, prompt in enumerate(prompts):
+            last = len(prompt) - 1
+            tokens += run([(token, at, number, at == last) for at, token in enumerate(prompt)])
+        yield tokens
+        for made in range(1, n_predict):
+            tokens = run([(token, len(prompts[at]) + made - 1, at, True) for at, token in enumerate(tokens)])
+            yield tokens

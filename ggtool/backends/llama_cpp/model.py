@@ -1,0 +1,84 @@
+"""Open a GGUF file with llama.cpp, or say in one line why it cannot be used.
+
+A file comes here as an Artifact: its header has been read and found sound before llama.cpp sees it. What
+llama.cpp still refuses is refused in its own words. Weights are not looked at: NaNs pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import llama_cpp.llama_cpp as lib
+
+from ggtool.backends.llama_cpp import log as llama_log
+from ggtool.errors import ArtifactError, UsageError
+from ggtool.gguf.model import Artifact
+
+# An opaque pointer of the C library: llama_model *, llama_context *, llama_vocab *, llama_sampler *.
+Pointer = Any
+
+_backend_started = False
+
+
+def open_model(artifact: Artifact, *, device: str = "cpu", vocab_only: bool = False) -> Pointer:
+    """Load a model, all layers on the GPU for device "cuda"; free it with llama_model_free.
+
+    Raises ArtifactError with llama.cpp's reason, UsageError when the library has no GPU to offer.
+    """
+    if device == "cuda" and not gpu_offload():
+        raise UsageError(
+            "the installed llama-cpp-python cannot use a GPU; pass --device cpu, or reinstall it with "
+            "CMAKE_ARGS=-DGGML_CUDA=on."
+        )
+    _start_backend()
+    params = lib.llama_model_default_params()
+    params.vocab_only = vocab_only
+    if device == "cpu":
+        # An empty device list, and not only n_gpu_layers = 0, keeps a GPU build from helping with products.
+        no_devices = (ctypes.c_void_p * 1)(None)
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+        params.n_gpu_layers = 0
+    llama_log.forget()
+    model = lib.llama_model_load_from_file(os.fsencode(artifact.path), params)
+    if not model:
+        raise ArtifactError(_refusal(artifact.path, llama_log.first_error()))
+    return model
+
+
+def gpu_offload() -> bool:
+    """Tell whether the installed library was built for a GPU and sees one."""
+    _start_backend()
+    return bool(lib.llama_supports_gpu_offload())
+
+
+def runtime_versions() -> dict[str, str]:
+    """Return the versions that a result of this runtime depends on, and the CPU features it uses."""
+    _start_backend()
+    commit = lib._lib.ggml_commit  # of libggml-base, which libllama links
+    commit.restype = ctypes.c_char_p
+    return {
+        "llama_cpp_python": llama_cpp.__version__,
+        # "-dirty" is how the source archive always builds: without its git folder.
+        "llama_cpp_commit": commit().decode().removesuffix("-dirty"),
+        "llama_cpp_features": lib.llama_print_system_info().decode().strip(" |"),
+    }
+
+
+def _start_backend() -> None:
+    global _backend_started
+    if not _backend_started:
+        lib.llama_backend_init()
+        _backend_started = True
+
+
+def _refusal(path: Path, reason: str) -> str:
+    reason = reason.replace(str(path), path.name) or "it gave no reason"
+    if "unknown model architecture" in reason:
+        advice = f"a newer llama-cpp-python than {llama_cpp.__version__} may run it"
+    else:
+        advice = "download or convert it again"
+    return f"llama.cpp cannot load {path}: {reason.rstrip('.')}; {advice}."

@@ -1,0 +1,29 @@
+"""Where the cache keeps what a calibration text made of a checkpoint, and what its key counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggtool.conversion.cached import CONVERTER_SOURCES, made_of
+from ggtool.source.resolve import ModelSource
+from ggtool.system.cache import Makers, keyed_folder
+
+# A model runs as a GGUF file of its own precision to be looked at, so all that makes such a file counts too.
+_GGUF_MAKERS = Makers(
+    (*CONVERTER_SOURCES, "corpus", "backends", "calibration"),
+    ("llama-cpp-python", "gguf", "numpy", "tokenizers"),
+)
+_PACKED_MAKERS = Makers(
+    ("formats.py", "source", "corpus", "kernels", "quantizers", "calibration"),
+    ("torch", "transformers", "tokenizers"),
+)
+
+
+def gguf_calibration_folder(source: ModelSource) -> Path:
+    """Return the folder for importance matrices and divergences that llama.cpp measured."""
+    return keyed_folder("calibration", source.sha256, _GGUF_MAKERS, *made_of(source))
+
+
+def packed_folder(source: ModelSource) -> Path:
+    """Return the folder for packed models, and for divergences that torch measured."""
+    return keyed_folder("packed", source.sha256, _PACKED_MAKERS)

@@ -1,0 +1,44 @@
+"""What crosses the border to a calibrating child, one dataclass a task; `ggtool.calibration.tasks` does them.
+
+Paths are absolute. `chunks` is an .npy file of token ids (n_chunks, n_ctx).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ggtool.formats import Format
+from ggtool.quantizers.saved_folder import QuantizedFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackJob:
+    """Quantize the checkpoint in `source` with calibration and save it as the folder `out`, with `facts` in it."""
+
+    runs: ClassVar[str] = "ggtool.calibration.tasks:pack"
+    task: ClassVar[str] = "pack"
+
+    format: Format
+    components: str
+    source: Path
+    chunks: Path
+    threads: int
+    device: Literal["cpu", "cuda"]
+    out: Path
+    facts: QuantizedFacts
+    force: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyJob:
+    """Measure what each matrix of the checkpoint in `source` loses in each format."""
+
+    runs: ClassVar[str] = "ggtool.calibration.tasks:survey"
+    task: ClassVar[str] = "survey"
+
+    source: Path
+    chunks: Path
+    threads: int
+    device: Literal["cpu", "cuda"]

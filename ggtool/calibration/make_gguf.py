@@ -1,0 +1,261 @@
+"""One checkpoint to several GGUF files in one pass, with what a calibration text decides: importance matrix and mix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggtool.conversion.convert import (
+    DEFAULT_FOLDER,
+    Converted,
+    FilePlan,
+    convert,
+    default_path,
+    plan,
+)
+from ggtool.conversion.metadata_overrides import split_pair
+from ggtool.conversion.options import Options, TypeRules
+from ggtool.conversion.recipe import Recipe, read_recipe, recipe_path, write_recipe
+from ggtool.conversion.tensor_types import find_tensor_type
+from ggtool.errors import OutputError, UsageError
+from ggtool.formats import Format, dense_qtypes, find_qtype, split_list
+from ggtool.gguf.imatrix import ImportanceMatrix, read_imatrix
+from ggtool.source.resolve import ModelSource, resolve
+from ggtool.system.atomic import atomic_symlink, refuse_existing
+from ggtool.system.machine import usable_cpus
+from ggtool.system.progress import Notify, StageProgress
+
+if TYPE_CHECKING:
+    from ggtool.calibration.gguf_mix import SizeTarget
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *(k|m|g|ki|mi|gi|)b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """The flags of one call, as typed."""
+
+    qtypes: tuple[str, ...] = ()
+    model: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    out: Path | None = None
+    imatrix: Path | None = None
+    calibration: Path | None = None
+    calibration_chunks: int = 0
+    tensor_types: tuple[str, ...] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    pure: bool = False
+    leave_output_tensor: bool = False
+    target_size: str | None = None
+    target_bpw: float | None = None
+    recipe: Path | None = None
+    split_max_size: str | None = None
+    name: str | None = None
+    metadata: tuple[str, ...] = ()
+    vocab_only: bool = False
+    threads: int = 0
+    force: bool = False
+
+    @property
+    def target(self) -> SizeTarget | None:
+        """What --target-size or --target-bpw asks for."""
+        if self.target_size is None and self.target_bpw is None:
+            return None
+        # Imported here: a conversion without a target does not wait for what chooses one.
+        from ggtool.calibration.gguf_mix import SizeTarget
+
+        if self.target_size is not None:
+            return SizeTarget(self.target_size.replace(" ", ""), max_bytes=parse_size(self.target_size))
+        assert self.target_bpw is not None
+        if not 1 <= self.target_bpw <= 32:
+            raise UsageError("--target-bpw takes 1 to 32 bits per weight.")
+        return SizeTarget(f"{self.target_bpw:g}bpw", max_bpw=self.target_bpw)
+
+
+@dataclass(frozen=True)
+class MadeFiles:
+    """What a conversion made: the files, notes on them, and the link that names the newest, if there is one."""
+
+    files: Sequence[Converted]
+    link: Path | None
+
+
+def make_gguf(request: ConvertRequest, notify: Notify, progress: StageProgress) -> MadeFiles:
+    """Convert as asked. Raises what `ggtool.conversion.convert.convert` raises, before any work if it can."""
+    check_request(request)
+    recipe = read_recipe(request.recipe) if request.recipe else None
+    formats = [recipe.format] if recipe else _formats(request)
+    options = _options(request, recipe)
+    source = _source(request, notify)
+    paths = _paths(source.name, request.out)
+    if options.split_max_bytes is None:
+        for fmt in formats:
+            refuse_existing(paths(fmt), force=request.force)
+    made, recipe = _make(request, source, formats, options, recipe, paths, progress)
+    if recipe and not request.recipe:
+        write_recipe(recipe_path(paths(recipe.format)), recipe, force=request.force)
+    # llama.cpp finds the other parts by the first one's own name, so a link to it would not open.
+    is_model = request.out is None and not request.vocab_only and made[-1].plan.n_parts == 1
+    return MadeFiles(made, _point_at(made[-1].path, source.name, notify) if is_model else None)
+
+
+def plan_gguf(request: ConvertRequest, notify: Notify) -> list[FilePlan]:
+    """Return what `make_gguf` would make, without reading a weight; with no quant type named, of each there is."""
+    check_request(request, dry_run=True)
+    recipe = read_recipe(request.recipe) if request.recipe else None
+    formats = [recipe.format] if recipe else _formats(request, dry_run=True)
+    return plan(_source(request, notify), formats, _options(request, recipe))
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of "60MB" or "2G" (decimal) or "60MiB"; UsageError for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    n_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if n_bytes <= 0:
+        raise UsageError(f"{text!r} is no size; write it as 60MB, 2G or 500MiB.")
+    return n_bytes
+
+
+def _make(
+    request: ConvertRequest,
+    source: ModelSource,
+    formats: Sequence[Format],
+    options: Options,
+    recipe: Recipe | None,
+    paths: Callable[[Format], Path],
+    progress: StageProgress,
+) -> tuple[list[Converted], Recipe | None]:
+    threads = request.threads or usable_cpus()
+    if request.calibration:
+        from ggtool.calibration.imatrix import calibrate
+
+        made = calibrate(
+            source,
+            request.calibration,
+            threads,
+            n_chunks=request.calibration_chunks,
+            # A chosen mix may go low on the output too, and then it matters which of its inputs count.
+            output=request.target is not None,
+            progress=progress,
+        )
+        options = replace(options, imatrix=made)
+    if recipe:
+        recipe.check_imatrix(options.imatrix)
+    if request.target:
+        from ggtool.calibration.gguf_mix import choose_recipe
+
+        recipe = choose_recipe(source, request.target, options, request.calibration, threads, progress)
+        formats, options = [recipe.format], replace(options, recipe=recipe.tensors)
+    files = convert(
+        source,
+        formats,
+        paths,
+        options=options,
+        force=request.force,
+        threads=threads,
+        progress=lambda done, total, _: progress("converting", done, total),
+    )
+    return files, recipe
+
+
+def _source(request: ConvertRequest, notify: Notify) -> ModelSource:
+    return resolve(
+        request.model,
+        request.revision,
+        notify,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def check_request(request: ConvertRequest, *, dry_run: bool = False) -> None:
+    """Raise UsageError for flags that do not go together."""
+    ways = [request.target_size is not None, request.target_bpw is not None, request.recipe is not None]
+    if sum(ways) + bool(request.qtypes) > 1:
+        raise UsageError("--qtype, --target-size, --target-bpw and --recipe exclude each other; pass one.")
+    if request.vocab_only and (request.qtypes or any(ways)):
+        raise UsageError("--vocab-only writes no tensors, so it takes no quant type.")
+    if not (request.qtypes or any(ways) or request.vocab_only or dry_run):
+        raise UsageError("no quant type named; pass one with --qtype, such as --qtype q4_k_m.")
+    if request.imatrix and request.calibration:
+        raise UsageError("--imatrix and --calibration exclude each other; pass one.")
+    if dry_run and (request.calibration or request.target):
+        raise UsageError("--dry-run reads no weights, so it takes neither --calibration nor a target.")
+
+
+def _formats(request: ConvertRequest, *, dry_run: bool = False) -> list[Format]:
+    if request.vocab_only:
+        return [replace(find_qtype("f32"), name="vocab")]
+    if target := request.target:
+        return [target.placeholder]
+    with_imatrix = dry_run or request.imatrix is not None or request.calibration is not None
+    found: dict[Format, None] = {}
+    for name in split_list(request.qtypes) or ["all"]:
+        rows = dense_qtypes(with_imatrix=with_imatrix) if name.lower() == "all" else [find_qtype(name)]
+        found.update(dict.fromkeys(rows))
+    if request.out is not None and _is_file(request.out) and len(found) > 1 and not dry_run:
+        raise UsageError(
+            f"{request.out} is one file and {len(found)} quant types were asked for; name a folder."
+        )
+    if not (with_imatrix or request.pure or request.tensor_types):
+        for row in found:
+            if row.needs_imatrix:  # before anything is downloaded
+                raise UsageError(
+                    f"{row.name} needs an importance matrix: pass --imatrix FILE, or --calibration TEXT to compute one."
+                )
+    return list(found)
+
+
+def _options(request: ConvertRequest, recipe: Recipe | None) -> Options:
+    pairs = [split_pair(text, "--tensor-type") for text in request.tensor_types]
+    rules = TypeRules(
+        tensor_types=tuple((pattern, find_tensor_type(kind)) for pattern, kind in pairs),
+        output_tensor_type=_tensor_type(request.output_tensor_type),
+        token_embedding_type=_tensor_type(request.token_embedding_type),
+        pure=request.pure,
+        leave_output_tensor=request.leave_output_tensor,
+    )
+    if rules != TypeRules() and (recipe or request.target):
+        raise UsageError("a recipe or a target decides every tensor's type, so it takes no other type flags.")
+    imatrix: ImportanceMatrix | None = read_imatrix(request.imatrix) if request.imatrix else None
+    return Options(
+        rules=rules,
+        imatrix=imatrix,
+        recipe=recipe.tensors if recipe else None,
+        name=request.name,
+        metadata=dict(split_pair(text, "--metadata") for text in request.metadata),
+        vocab_only=request.vocab_only,
+        split_max_bytes=parse_size(request.split_max_size) if request.split_max_size else None,
+    )
+
+
+def _tensor_type(name: str | None) -> str | None:
+    return find_tensor_type(name) if name else None
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() == ".gguf"
+
+
+def _paths(name: str, out: Path | None) -> Callable[[Format], Path]:
+    if out is not None and _is_file(out):
+        return lambda fmt: out
+    return lambda fmt: default_path(name, fmt, out or DEFAULT_FOLDER)
+
+
+def _point_at(newest: Path, name: str, notify: Notify) -> Path | None:
+    """Let models/<name>.gguf be the newest file, so that `ggtool chat models/gpt2.gguf` needs no quant type."""
+    link = newest.parent / f"{name}.gguf"
+    try:
+        atomic_symlink(link, newest)
+    except OutputError as error:
+        notify(str(error))
+        return None
+    return link

@@ -1,0 +1,44 @@
+"""What a child does with a calibration job. Imported in children alone, for torch comes with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+
+from ggtool.calibration.calibrated_model import calibrate_model
+from ggtool.calibration.jobs import PackJob, SurveyJob
+from ggtool.calibration.torch_survey import survey as survey_matrices
+from ggtool.quantizers.saving import make_quantizer, save_quantized
+from ggtool.system.progress import Progress
+from ggtool.system.worker import Outcome
+
+if TYPE_CHECKING:
+    from ggtool.quantizers.tables import TableQuantizer
+
+
+def pack(job: PackJob, progress: Progress) -> Outcome:
+    """Quantize a checkpoint with calibration and save it."""
+    assert job.format.quantizer is not None
+    assert job.format.method is not None
+    torch.set_num_threads(job.threads)
+    model = calibrate_model(
+        job.source,
+        cast("TableQuantizer", make_quantizer(job.format.quantizer)),
+        job.format.method,
+        torch.from_numpy(np.load(job.chunks)).long(),
+        job.device,
+        job.components,
+        progress,
+    )
+    save_quantized(model, job.out, job.facts, job.source, force=job.force)
+    return Outcome({}, {}, {})
+
+
+def survey(job: SurveyJob, progress: Progress) -> Outcome:
+    """Measure what each matrix of a checkpoint loses in each format."""
+    torch.set_num_threads(job.threads)
+    chunks = torch.from_numpy(np.load(job.chunks)).long()
+    return Outcome(asdict(survey_matrices(job.source, chunks, job.device, progress)), {}, {})

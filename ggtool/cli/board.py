@@ -1,0 +1,100 @@
+"""Measure a plan while the user watches: a table that grows on a terminal, a line a row elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from ggtool.cli.console import notifier, stderr
+from ggtool.cli.records import outcome_line, stopped_by_user
+from ggtool.evaluation.evaluate import evaluate
+from ggtool.evaluation.jobs import TASKS
+from ggtool.evaluation.plan import Plan, Target
+from ggtool.evaluation.record_keys import Known, find_known
+from ggtool.report.table import eval_table
+from ggtool.results.records import EvalRecord
+from ggtool.results.store import ResultStore
+
+
+def measure(what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
+    """Measure what `out` does not hold yet of a plan, and return the records of all its targets."""
+    store = ResultStore(out)
+    known = find_known(what, store)
+    board = _Board(what, known, quiet=quiet)
+    with board.live(), stopped_by_user(board.records, out):
+        for target, record in zip(what.targets, evaluate(what, board.relay, known), strict=True):
+            kept = is_kept(known, target)
+            if not kept:
+                store.append(record)
+            board.add(record, kept=kept)
+    notify = notifier(quiet=quiet)
+    notify(f"{board.n_measured} records appended to {out}, {len(board.records) - board.n_measured} kept.")
+    return board.records
+
+
+def is_kept(known: Known, target: Target) -> bool:
+    """Whether a store has every number of a target."""
+    return len(known[target]) == len(TASKS)
+
+
+class _Board:
+    """What the user sees meanwhile: on a terminal a table that grows, elsewhere one line a row."""
+
+    def __init__(self, what: Plan, known: Known, *, quiet: bool) -> None:
+        self.records: list[EvalRecord] = []
+        self.n_measured = 0
+        self._n_rows = len(what.targets)
+        self._n_left = sum(not is_kept(known, target) for target in what.targets)
+        self._measured_s = 0.0
+        self._row_started = time.monotonic()
+        self._console = stderr(quiet=quiet)
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+        self._shows_table = self._console.is_terminal and not quiet
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Show the table as long as the block runs."""
+        if not self._shows_table:
+            yield
+            return
+        with self._live:
+            yield
+
+    def relay(self, target: Target, stage: str, done: int, total: int) -> None:
+        """Show how far the running measurement is."""
+        self._show(f"{self._place()} {target.label}: {stage} {done}/{total}{self._eta()}")
+
+    def add(self, record: EvalRecord, *, kept: bool) -> None:
+        """Take in a finished row."""
+        if not kept:
+            self.n_measured += 1
+            self._n_left -= 1
+            self._measured_s += time.monotonic() - self._row_started
+        place = self._place()
+        self.records.append(record)
+        self._row_started = time.monotonic()
+        line = f"{place} {outcome_line(record)}{' (kept)' if kept else ''}{self._eta()}"
+        if self._shows_table:
+            self._show(line)
+        else:
+            self._console.print(line, markup=False)
+
+    def _place(self) -> str:
+        return f"[{len(self.records) + 1}/{self._n_rows}]"
+
+    def _eta(self) -> str:
+        """Rows differ, so their mean so far is the estimate; there is none before the first."""
+        if not self.n_measured or not self._n_left:
+            return ""
+        return f", ETA {timedelta(seconds=round(self._n_left * self._measured_s / self.n_measured))}"
+
+    def _show(self, line: str) -> None:
+        if self._shows_table:
+            self._live.update(Group(eval_table(self.records), Text(line)), refresh=True)

@@ -1,0 +1,48 @@
+"""What eval, sweep and study share: printing records, and ending on Ctrl-C or a failed format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from ggtool.cli.console import stdout
+from ggtool.errors import MeasureError
+from ggtool.report.table import eval_table
+from ggtool.results.records import EvalRecord
+
+
+@contextmanager
+def stopped_by_user(records: Sequence[EvalRecord], out: Path) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says where the finished records are."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise MeasureError(
+            f"stopped; the {len(records)} finished records are in {out}."
+            if records
+            else "stopped before anything was finished; nothing was written."
+        ) from None
+
+
+def print_records(records: Sequence[EvalRecord], *, as_json: bool) -> None:
+    """Print records on stdout, as a table or as one JSON array."""
+    if as_json:
+        print(json.dumps([asdict(record) for record in records], indent=2, allow_nan=False))
+    else:
+        stdout().print(eval_table(records))
+
+
+def refuse_failures(records: Sequence[EvalRecord]) -> None:
+    """Raise MeasureError if a format failed, so that the command ends with exit code 1."""
+    failed = [record.label for record in records if record.failure]
+    if failed:
+        raise MeasureError(f"{len(failed)} of {len(records)} formats failed: {', '.join(failed)}.")
+
+
+def outcome_line(record: EvalRecord) -> str:
+    """Return what a finished row says in one line."""
+    result = f"ppl {record.perplexity.ppl:.4f}" if record.perplexity else "failed"
+    return f"{record.label}: {record.failure or result}"

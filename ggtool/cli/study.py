@@ -1,0 +1,138 @@
+"""`ggtool study`: the preset's measurements, texts of every format, and the report, in one folder.
+
+DIR/results.jsonl, DIR/samples.jsonl    kept and gone on with by the next run
+DIR/report.html, .pdf, .md, figures/    made anew by each run
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ggtool.cli.flags import DeviceOption, Json, Model, Quiet, Revision, Threads
+from ggtool.errors import MeasureError
+
+if TYPE_CHECKING:
+    from ggtool.evaluation.plan import Plan, Target
+    from ggtool.evaluation.request import EvalRequest
+    from ggtool.evaluation.samples import SampleSettings
+    from ggtool.results.samples import Sample
+    from ggtool.source.resolve import ModelSource
+
+
+def study(
+    model: Model = None,
+    revision: Revision = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for results and report; what it has is kept.")
+    ] = Path("study"),
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus", help="A named corpus, or a text file. Default: as for eval.", show_default=False
+        ),
+    ] = None,
+    chunks: Annotated[
+        int, typer.Option("--chunks", min=0, help="Chunks to score; 0 takes the whole text.")
+    ] = 40,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt", "-p", help="A text for every format to continue. Repeatable.", show_default=False
+        ),
+    ] = None,
+    n_predict: Annotated[int, typer.Option("--n-predict", "-n", min=1, help="New tokens a text.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Of the texts' random numbers.")] = 1,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds until a measurement counts as failed.")
+    ] = 7200,
+    threads: Threads = 0,
+    device: DeviceOption = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the preset study, let each format write, and end with the report that answers its questions.
+
+    A stopped study goes on where it was; a format that fails is a row with its reason and exit code 1.
+
+    Example: [bold]ggtool study --model ./my-gpt2 -o study[/bold]
+    """
+    from ggtool.evaluation.experiment import find_preset, read_experiment, request_from
+    from ggtool.evaluation.samples import PROMPTS, SampleSettings
+
+    flags = {
+        "model": model,
+        "revision": revision,
+        "corpus": corpus,
+        "chunks": chunks,
+        "timeout": timeout,
+        "threads": threads,
+        "device": device,
+    }
+    request = request_from(read_experiment(find_preset("study")), flags)
+    settings = SampleSettings(prompts=tuple(prompt or PROMPTS), n_predict=n_predict, seed=seed)
+    run(request, settings, out, as_json=json_, quiet=quiet)
+
+
+def run(request: EvalRequest, settings: SampleSettings, out: Path, *, as_json: bool, quiet: bool) -> None:
+    """Do all of it in the folder `out`; MeasureError at the end if a format failed."""
+    from ggtool.cli.board import measure
+    from ggtool.cli.console import notifier, progress_bar
+    from ggtool.cli.make_report import make_report
+    from ggtool.cli.records import refuse_failures
+    from ggtool.cli.report import SAMPLES, print_paths
+    from ggtool.evaluation.plan import plan
+    from ggtool.source.resolve import resolve
+
+    notify = notifier(quiet=quiet)
+    with _stopped(out):
+        with progress_bar(quiet=quiet) as update:
+            what = plan(request, notify, update)
+        source = resolve(request.model, request.revision, lambda _: None)  # the plan has said which
+        records = measure(what, out / "results.jsonl", quiet=quiet)
+        _write_samples(what, source, settings, out / SAMPLES, quiet=quiet)
+        command = shlex.join(["ggtool", *sys.argv[1:]])
+        paths = make_report(out / "results.jsonl", out, source, None, out / SAMPLES, [command], notify)
+    print_paths(paths, as_json=as_json)
+    refuse_failures(records)
+
+
+def _write_samples(
+    what: Plan, source: ModelSource, settings: SampleSettings, path: Path, *, quiet: bool
+) -> None:
+    """Write the texts of all formats, the file whole after each format."""
+    from ggtool.cli.console import progress_bar
+    from ggtool.evaluation.samples import make_samples
+    from ggtool.results.samples import read_samples, samples_json
+    from ggtool.system.atomic import atomic_output
+
+    known = read_samples(path) if path.is_file() else []
+    made: list[Sample] = []
+    with progress_bar(quiet=quiet) as update:
+
+        def relay(target: Target, done: int, total: int) -> None:
+            update(f"{target.label}: writing", done, total)
+
+        for samples in make_samples(what, source, settings, known, relay):
+            made += samples
+            later = {sample.key for sample in made}
+            kept = [sample for sample in known if sample.key not in later]
+            with atomic_output(path, force=True) as temporary:
+                temporary.write_text(samples_json([*made, *kept]), encoding="utf-8")
+    with atomic_output(path, force=True) as temporary:  # what nothing asks for any more is gone
+        temporary.write_text(samples_json(made), encoding="utf-8")
+
+
+@contextmanager
+def _stopped(out: Path) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise MeasureError(f"stopped; what is finished is in {out}, and the same command goes on.") from None

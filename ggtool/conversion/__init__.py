@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints to GGUF: architectures, vocabularies, metadata, tensor types, and the pass that writes."""

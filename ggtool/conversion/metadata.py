@@ -1,0 +1,122 @@
+"""Every key-value pair of the GGUF, in the order and with the types that upstream's converter writes.
+
+gguf-py names the keys, types the values and reads the authorship (README front matter, the parts of the model's
+name, sampling defaults); this file says which of them go in, and nothing that upstream would not write.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFWriter, Metadata, size_label
+from gguf.constants import GGML_QUANT_VERSION, GGUFType, GGUFValueType, Keys
+from gguf.gguf_writer import GGUFValue
+
+from ggtool.conversion.architectures import Architecture
+from ggtool.conversion.tensors import ModelTensor
+from ggtool.conversion.vocab import Vocabulary
+from ggtool.errors import SourceError
+from ggtool.formats import Format
+from ggtool.source.resolve import ModelSource
+from ggtool.system.files import read_json
+
+
+def collect(
+    source: ModelSource,
+    row: Architecture,
+    hparams: Mapping[str, Any],
+    tensors: Sequence[ModelTensor],
+) -> dict[str, GGUFValue]:
+    """Return key -> value for a file of this checkpoint, but for its vocabulary and its quant type."""
+    writer = GGUFWriter(path=None, arch=row.gguf_name)
+    writer.add_type(GGUFType.MODEL)
+    _authorship(source, tensors, writer)
+    for name, hparam in row.hparams.items():
+        if hparam.key and name in hparams:
+            writer.add_key_value(hparam.key.format(arch=row.gguf_name), hparams[name], hparam.type)
+    if Keys.General.FILE_TYPE not in writer.kv_data[0]:
+        writer.add_file_type(0)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    return dict(writer.kv_data[0])
+
+
+def format_keys(row: Format) -> dict[str, GGUFValue]:
+    """Return general.file_type as the quant type's number, which takes the place of the 0 that `collect` left there."""
+    assert row.ftype is not None
+    return {Keys.General.FILE_TYPE: GGUFValue(row.ftype, GGUFValueType.UINT32)}
+
+
+def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGUFWriter) -> None:
+    for tensor in tensors:  # the writer counts the parameters for the size label
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), 0)
+    total, shared, expert, n_experts = writer.get_total_parameter_count()
+    metadata = _load(source, total)
+    metadata.name = metadata.name or source.name
+    if metadata.languages:  # YAML reads Norwegian's code as the word
+        metadata.languages = ["no" if code is False else code for code in metadata.languages]
+    metadata.size_label = metadata.size_label or size_label(total, shared, expert, n_experts)
+    metadata.set_gguf_meta_model(writer)
+
+
+@contextmanager
+def named_folder(source: ModelSource) -> Iterator[Path]:
+    """Yield the checkpoint's folder under the model's name, which gguf-py takes from it; the Hub's cache names a
+    folder by its commit.
+    """
+    with tempfile.TemporaryDirectory(prefix="ggtool-") as folder:
+        named = Path(folder) / source.name
+        named.symlink_to(source.folder.resolve(), target_is_directory=True)
+        yield named
+
+
+def _load(source: ModelSource, n_params: int) -> Metadata:
+    with named_folder(source) as named:
+        try:
+            metadata = Metadata.load(model_path=named, total_params=n_params)
+        except Exception as error:  # noqa: BLE001  # YAML of strangers fails in too many ways to list
+            reason, card = " ".join(str(error).split())[:200], source.folder / "README.md"
+            raise SourceError(f"{card} has front matter that cannot be read: {reason}") from None
+    generation = source.folder / "generation_config.json"
+    if metadata.sampling_penalty_repeat is None and generation.exists():
+        # The pinned converter reads transformers' spelling too; gguf 0.19 does not yet.
+        metadata.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
+    return metadata
+
+
+def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, GGUFValue]:
+    """Return key -> value of a vocabulary; they follow those of `collect`."""
+    writer = GGUFWriter(path=None, arch="")
+    writer.kv_data[0].clear()  # the architecture, which the writer puts first
+    _further(vocabulary.first, writer)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    for kind, number in vocabulary.special_ids.items():
+        if add_id := getattr(writer, f"add_{kind}_token_id", None):
+            add_id(number)
+    for kind, setting in vocabulary.added.items():
+        if add_setting := getattr(writer, f"add_add_{kind}_token", None):
+            add_setting(setting)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
+    if names := writer.kv_data[0].get(Keys.Tokenizer.CHAT_TEMPLATES):
+        names.value.sort()  # out of a set, so otherwise in another order each time
+    _further(vocabulary.last, writer)
+    return dict(writer.kv_data[0])
+
+
+def _further(values: Mapping[str, int | bool], writer: GGUFWriter) -> None:
+    for key, value in values.items():
+        writer.add_key_value(
+            key, value, GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32
+        )

@@ -1,0 +1,57 @@
+"""A checkpoint as a GGUF sees it: every key and every tensor under its GGUF name, nothing quantized yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from gguf.gguf_writer import GGUFValue
+
+from ggtool.conversion.architectures import architecture_name, find_architecture, flatten, read_hparams
+from ggtool.conversion.metadata import collect, vocabulary_keys
+from ggtool.conversion.tensors import ModelTensor, model_tensors
+from ggtool.conversion.vendored import FileProgress, convert_to_floats
+from ggtool.conversion.vocab import read_vocabulary
+from ggtool.source.resolve import ModelSource
+
+
+@dataclass(frozen=True)
+class Model:
+    """Keys with their values in the order they are written, and tensors in theirs.
+
+    facts: every key but the vocabulary's. read_vocabulary: reads those, which takes longer than all the rest.
+    """
+
+    facts: Mapping[str, GGUFValue]
+    tensors: list[ModelTensor]
+    read_vocabulary: Callable[[], Mapping[str, GGUFValue]]
+
+    @cached_property
+    def values(self) -> Mapping[str, GGUFValue]:
+        """Every key; the vocabulary is read when this is first asked for, and SourceError says what is wrong with it."""
+        return {**self.facts, **self.read_vocabulary()}
+
+
+def read_model(
+    source: ModelSource, progress: FileProgress | None = None, *, shapes_only: bool = False
+) -> Model:
+    """Read all of a checkpoint but its weights and its vocabulary; SourceError says in one line what does not fit.
+
+    An architecture without a row goes through llama.cpp's converter, which does read the weights, unless
+    `shapes_only`; progress(done, total, "") then counts the bytes it has written.
+    """
+    row = find_architecture(source.config)
+    if row is None:
+        name = architecture_name(source.config)
+        return Model(*convert_to_floats(source, name, progress, shapes_only=shapes_only), dict)
+    config = flatten(source.config)
+    hparams = read_hparams(row, config)
+    tensors = model_tensors(row, hparams, config, source.weights)
+
+    def keys() -> Mapping[str, GGUFValue]:
+        return vocabulary_keys(
+            read_vocabulary(source.folder, config, int(hparams["n_vocab"]), row.vocabulary)
+        )
+
+    return Model(collect(source, row, hparams, tensors), tensors, keys)

@@ -1,0 +1,56 @@
+"""What a caller may decide about the files beyond their quant types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ggtool.gguf.imatrix import ImportanceMatrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypeRules:
+    """llama-quantize's own flags about tensor types; it is llama.cpp that applies them.
+
+    Attributes:
+        tensor_types: (regular expression, tensor type), the first that is found in a tensor's name counts. They
+            touch no float quant type and none of the tensors that llama.cpp never quantizes.
+        output_tensor_type: of output.weight, or of the token embedding where that is the output too.
+        token_embedding_type: of the token embedding; counts before all others.
+        pure: every tensor gets the quant type's main tensor type.
+        leave_output_tensor: output.weight stays F32.
+
+    """
+
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    pure: bool = False
+    leave_output_tensor: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All that is decided beside the quant types; what is made without options is what llama-quantize makes.
+
+    Attributes:
+        rules: which tensor gets which type.
+        imatrix: how much each weight matters; the quantizers weigh their errors with it.
+        recipe: tensor -> tensor type, in place of the quant type's mix.
+        name: general.name, in place of the checkpoint's.
+        metadata: keys to add or to replace, as `ggtool.conversion.metadata_overrides` reads them.
+        vocab_only: no tensors.
+        split_max_bytes: most bytes of tensors in one file.
+
+    """
+
+    rules: TypeRules = TypeRules()
+    imatrix: ImportanceMatrix | None = None
+    recipe: Mapping[str, str] | None = None
+    name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    vocab_only: bool = False
+    split_max_bytes: int | None = None
+
+
+NO_OPTIONS = Options()

@@ -1,0 +1,121 @@
+"""What crosses the border to a measuring child, one dataclass a task; `ggtool.evaluation.tasks` does them.
+
+Paths are absolute. `tokens` is an .npz file of `ggtool.corpus.Tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ggtool.backends import LoadOptions
+from ggtool.formats import Format
+
+Task = Literal["quality", "speed", "memory"]
+# What is measured of every target, in this order: quality brings the file into the page cache.
+TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
+
+
+@dataclass(frozen=True)
+class ModelToOpen:
+    """A model on disk, and how a child opens it."""
+
+    format: Format
+    path: Path
+    options: LoadOptions
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that predictions are compared with, and what a record says of it."""
+
+    model: ModelToOpen
+    label: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A task on an open model."""
+
+    model: ModelToOpen
+
+    @property
+    def threads(self) -> int:
+        """Of the model's products."""
+        return self.model.options.threads
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """Write the ids that a GGUF file's own vocabulary makes of the UTF-8 file `text` to `tokens`."""
+
+    runs: ClassVar[str] = "ggtool.evaluation.tasks:tokenize"
+    task: ClassVar[str] = "tokenize"
+    threads: ClassVar[int] = 1
+
+    format: Format
+    path: Path
+    text: Path
+    tokens: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityJob(ModelJob):
+    """Score a text: perplexity, and divergence from a reference where there is one.
+
+    text: the UTF-8 file to tokenize with a GGUF's own vocabulary and compare with `tokens`, of whose ids the first
+    `max_tokens` are there (0: all); None to skip that. n_chunks 0 is the whole text.
+    """
+
+    runs: ClassVar[str] = "ggtool.evaluation.tasks:quality"
+    task: ClassVar[str] = "quality"
+
+    tokens: Path
+    text: Path | None = None
+    max_tokens: int = 0
+    protocol: str = "llama"
+    stride: int = 0
+    n_chunks: int = 0
+    words_per_byte: float = 0.0
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedJob(ModelJob):
+    """Time loading, prompts and generation; `prompts`, `depths` and `batches` are further lengths and sizes."""
+
+    runs: ClassVar[str] = "ggtool.evaluation.tasks:speed"
+    task: ClassVar[str] = "speed"
+
+    tokens: Path
+    repetitions: int = 1
+    prompts: Sequence[int] = ()
+    depths: Sequence[int] = ()
+    batches: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryJob(ModelJob):
+    """Fill the context and read the process's peaks."""
+
+    runs: ClassVar[str] = "ggtool.evaluation.tasks:memory"
+    task: ClassVar[str] = "memory"
+
+    tokens: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueJob(ModelJob):
+    """Continue prompts of token ids by `n_predict` more, drawn as `ggtool.evaluation.metrics.continuation` says."""
+
+    runs: ClassVar[str] = "ggtool.evaluation.tasks:continue_prompts"
+    task: ClassVar[str] = "continue"
+
+    prompts: Sequence[Sequence[int]]
+    n_predict: int
+    temperature: float
+    top_k: int
+    seed: int

@@ -1,0 +1,234 @@
+"""The plan of an evaluation: everything that can be wrong is settled before the first measurement.
+
+Formats are parsed, the model and the reference found, the text tokenized once, and GGUF files converted in
+one pass into the cache, which is keyed by the checkpoint's content and the code that made them; those made with
+an importance matrix (`gguf-iq2_xs+imatrix`) in a second pass, under names that hold the matrix's sha256. Packed
+models that a calibration text decides (`scratch-gptq4`, `scratch-nf4+awq`) are made once, into the cache as well.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ggtool import corpus
+from ggtool.backends import LoadOptions, has_rotary_positions, too_many_positions
+from ggtool.backends.device import choose_device
+from ggtool.corpus import Text, Tokens
+from ggtool.errors import MeasureError, UsageError
+from ggtool.evaluation.jobs import ModelToOpen, TokenizeJob
+from ggtool.evaluation.metrics.windows import cut
+from ggtool.evaluation.model_cache import MadeFile, Making, make_files
+from ggtool.evaluation.request import DEFAULT_REFERENCE, NO_REFERENCE, EvalRequest
+from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend, label
+from ggtool.gguf.model import Artifact, open_artifact
+from ggtool.quantizers.format_spec import WITH_IMATRIX, Spec, check_calibration, parse_backend
+from ggtool.quantizers.saved_folder import (
+    folder_sha256,
+    is_quantized_folder,
+    read_facts,
+    saved_format,
+)
+from ggtool.quantizers.selectors import ALL, check_blocks
+from ggtool.source.resolve import ModelSource, from_folder, resolve
+from ggtool.system import worker
+from ggtool.system.progress import Notify, StageProgress
+
+
+@dataclass(frozen=True)
+class Target:
+    """One format of the model and the files that hold it; `components` is what of it is quantized.
+
+    sha256 is that of the GGUF file, the saved model or the checkpoint; empty for a file that is yet to be made, or
+    that could not be, for the reason that `failure` gives.
+    """
+
+    format: Format
+    components: str
+    path: Path
+    model: str
+    revision: str
+    sha256: str
+    failure: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name typed after --backend."""
+        return label(self.format.backend, self.components)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Targets in the order asked for, what they are compared with, and the one token stream for all."""
+
+    request: EvalRequest
+    targets: tuple[Target, ...]
+    reference: Target | None
+    text: Text
+    tokens: Tokens
+    device: Literal["cpu", "cuda"]
+
+    def to_open(self, target: Target) -> ModelToOpen:
+        """Return how a child opens a target."""
+        request = self.request
+        options = LoadOptions(request.n_ctx, request.threads, self.device, target.components)
+        return ModelToOpen(target.format, target.path, options)
+
+
+def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: bool = False) -> Plan:
+    """Settle names, model, text, context and files; a dry plan makes none of the files that are missing.
+
+    Raises UsageError, SourceError, ArtifactError or OutputError.
+    """
+    request = _with_saved_model(request)
+    specs = [parse_backend(name) for name in request.backends]
+    if not specs:
+        raise UsageError(
+            "name at least one --backend, such as bnb-nf4 or gguf-q4_0 (`ggtool formats` lists all), or a model on disk."
+        )
+    asked = request.reference
+    reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
+    everything = specs if reference is None else [*specs, reference]
+    check_calibration(everything, request.calibration)
+    needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
+    source = resolve(request.model, request.revision, notify) if needs_source else None
+    if asked is None and source is not None:
+        reference = Spec(find_backend(DEFAULT_REFERENCE))
+        everything = [*specs, reference]
+    if source is not None:
+        _check_model(source, everything, request.n_ctx)
+    for spec in everything:
+        if isinstance(spec.what, Path) and not spec.what.is_dir():
+            open_artifact(spec.what)  # a damaged file is said before a text is fetched
+    device = choose_device(request.device, for_torch=any(_runs_in_torch(spec) for spec in everything))
+    text = corpus.load_text(
+        request.corpus,
+        source.name if source else _name_alone(specs),
+        notify,
+        column=request.text_column,
+        samples=request.samples,
+    )
+    tokens = corpus.tokenize(text.text, source) if source else _tokenize_alone(specs, text)
+    for spec in everything:
+        if isinstance(spec.what, Path) and spec.what.is_dir():
+            _check_vocabulary(spec.what, source, text, tokens)
+    tokens = tokens.first(request.max_tokens)
+    cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
+    recipe = Making(request.calibration, request.calibration_chunks, device, request.threads)
+    made = {} if source is None else make_files(source, everything, recipe, progress, dry=dry)
+    _refuse_failures(specs, reference, made)
+    return Plan(
+        request=request,
+        targets=tuple(_target(spec, source, made) for spec in specs),
+        reference=None if reference is None else _target(reference, source, made),
+        text=text,
+        tokens=tokens,
+        device=device,
+    )
+
+
+def _check_model(source: ModelSource, specs: Sequence[Spec], n_ctx: int) -> None:
+    """Refuse blocks that a model lacks, and more positions than GPT-2's kind has learned, which no format could do."""
+    for spec in specs:
+        if spec.components != ALL:
+            check_blocks(spec.components, source.weights)
+    trained = source.config.get("n_positions")
+    if isinstance(trained, int) and n_ctx > trained and not has_rotary_positions(source.config):
+        raise too_many_positions(source.name, trained)
+
+
+def _refuse_failures(specs: Sequence[Spec], reference: Spec | None, made: Mapping[Spec, MadeFile]) -> None:
+    """Raise what went wrong where nothing is left to measure or to compare with; else it is a failed row."""
+    failures = {spec: file.failure for spec, file in made.items() if file.failure is not None}
+    if reference in failures:
+        raise failures[reference]
+    if failures and all(spec in failures for spec in specs):
+        raise failures[specs[0]]
+
+
+def _target(spec: Spec, source: ModelSource | None, made: Mapping[Spec, MadeFile]) -> Target:
+    if isinstance(spec.what, Path) and spec.what.is_dir():
+        return _saved_target(spec.what, source)
+    if isinstance(spec.what, Path):
+        artifact = open_artifact(spec.what)
+        name, revision = (source.model, source.revision) if source else (spec.what.stem, "")
+        path = spec.what.resolve()
+        return Target(_format_of(artifact), spec.components, path, name, revision, artifact.sha256)
+    assert source is not None
+    file = made.get(spec, MadeFile(source.folder.resolve(), source.sha256))
+    # Under the name that was typed, a record says how its file was made.
+    fmt = replace(spec.what, name=spec.what.name + WITH_IMATRIX) if spec.imatrix else spec.what
+    failure = "" if file.failure is None else str(file.failure)
+    return Target(fmt, spec.components, file.path, source.model, source.revision, file.sha256, failure)
+
+
+def _saved_target(folder: Path, source: ModelSource | None) -> Target:
+    known, facts = saved_format(folder)
+    name, revision = (source.model, source.revision) if source else (facts.model, facts.revision)
+    return Target(known, facts.components, folder.resolve(), name, revision, folder_sha256(folder))
+
+
+def _with_saved_model(request: EvalRequest) -> EvalRequest:
+    """Take a --model that `ggtool quantize` saved for what it is: the one thing to measure."""
+    folder = None if request.model is None else Path(request.model).expanduser()
+    if folder is None or not is_quantized_folder(folder):
+        return request
+    if request.backends:
+        raise UsageError(
+            f"{request.model} is quantized already; measure it by `ggtool eval {request.model}`, beside others of the "
+            "checkpoint that --model names."
+        )
+    return replace(request, model=None, backends=[str(folder.resolve())])
+
+
+def _format_of(artifact: Artifact) -> Format:
+    """Return the row of the file's quant type; a file of a type that ggtool cannot make still runs."""
+    known = FORMATS.get(GGUF_PREFIX + artifact.format.lower())
+    return known or Format(artifact.format, "gguf", "llama_cpp", None, artifact.bpw)
+
+
+def _tokenize_alone(specs: Sequence[Spec], text: Text) -> Tokens:
+    """Tokenize without a checkpoint: with a saved model's tokenizer, else with the first GGUF file's vocabulary."""
+    paths = [spec.what for spec in specs if isinstance(spec.what, Path)]
+    folder = next((path for path in paths if path.is_dir()), None)
+    return _tokenize_with_gguf(paths[0], text) if folder is None else _tokenize_with_folder(folder, text)
+
+
+def _name_alone(specs: Sequence[Spec]) -> str | None:
+    """Return the short name of the model that the first saved folder was made of, None without one."""
+    folders = (spec.what for spec in specs if isinstance(spec.what, Path) and spec.what.is_dir())
+    return next((read_facts(folder).model.rpartition("/")[2] for folder in folders), None)
+
+
+def _tokenize_with_folder(folder: Path, text: Text) -> Tokens:
+    return corpus.tokenize(text.text, from_folder(folder))
+
+
+def _tokenize_with_gguf(path: Path, text: Text) -> Tokens:
+    """Tokenize with the vocabulary of a GGUF file, in a child: native code reads the file."""
+    with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as folder:
+        written, ids = Path(folder) / "text.txt", Path(folder) / "tokens.npz"
+        written.write_bytes(text.text.encode())
+        worker.run(TokenizeJob(_format_of(open_artifact(path)), path.resolve(), written, ids))
+        return Tokens.load(ids)
+
+
+def _check_vocabulary(folder: Path, source: ModelSource | None, text: Text, tokens: Tokens) -> None:
+    """Refuse a saved model whose own tokenizer would have made other ids of the text."""
+    own, theirs = folder / "tokenizer.json", source and source.folder / "tokenizer.json"
+    if theirs and own.exists() and theirs.exists() and own.read_bytes() == theirs.read_bytes():
+        return
+    if _tokenize_with_folder(folder, text).sha256 != tokens.sha256:
+        raise MeasureError(
+            f"the tokenizer in {folder} gives other token ids than that of the model beside it; numbers on different "
+            "tokens cannot be compared. Measure them one by one."
+        )
+
+
+def _runs_in_torch(spec: Spec) -> bool:
+    if isinstance(spec.what, Path):
+        return spec.what.is_dir()
+    return spec.what.runtime == "huggingface"

@@ -1,0 +1,103 @@
+"""Keys of results: one hash per task of everything its numbers depend on, and what a store has under them.
+
+Content and not names goes in: the artifact's sha256, the text's, the token ids'. Paths, times and the timeout
+stay out, so that a sweep in another folder finds what was measured before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from ggtool.evaluation.jobs import TASKS, Task
+from ggtool.evaluation.plan import Plan, Target
+from ggtool.kernels import build
+from ggtool.results.records import SCHEMA, EvalRecord
+from ggtool.system.cache import sources_sha256
+from ggtool.system.machine import describe_machine
+
+# Releases whose code makes the numbers of a runtime.
+_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "llama_cpp": ("llama-cpp-python",),
+    "huggingface": ("torch", "transformers", "bitsandbytes"),
+}
+# Formats whose products are ours.
+_PACKED = "scratch-"
+# Times and peaks belong to a machine; perplexity and divergence do not.
+_MACHINE = ("os", "cpu", "cpu_count", "memory_bytes")
+
+Known = Mapping[Target, Mapping[Task, EvalRecord]]
+
+
+def target_keys(what: Plan, target: Target) -> dict[Task, str]:
+    """Return task -> sha256 for `target`; nothing for a target whose file is not made yet."""
+    reference = what.reference
+    if not target.sha256 or (reference is not None and not reference.sha256):
+        return {}
+    return {task: settings_sha256(_settings(what, target, task)) for task in TASKS}
+
+
+def find_known(what: Plan, records: Iterable[EvalRecord]) -> dict[Target, dict[Task, EvalRecord]]:
+    """Return, per target, the tasks whose numbers `records` has, each with the newest record that has them."""
+    held: dict[tuple[Task, str], EvalRecord] = {}
+    for record in records:
+        parts = {"quality": record.perplexity, "speed": record.speed, "memory": record.memory}
+        held.update(
+            {(task, record.keys[task]): record for task in TASKS if parts[task] and task in record.keys}
+        )
+    return {
+        target: {
+            task: held[task, key] for task, key in target_keys(what, target).items() if (task, key) in held
+        }
+        for target in what.targets
+    }
+
+
+def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
+    request = what.request
+    reference = what.reference if what.reference != target else None
+    settings: dict[str, Any] = {
+        "schema": SCHEMA,
+        "task": task,
+        "format": target.label,
+        "artifact": target.sha256,
+        "text": what.text.sha256,
+        "tokens": what.tokens.sha256,
+        "n_ctx": request.n_ctx,
+        "threads": request.threads,
+        "device": what.device,
+        "versions": target_versions(target),
+    }
+    if (target.format.quantizer or "").startswith(_PACKED):
+        if what.device == "cpu":
+            settings["cpu_products"] = build.way()
+        else:
+            settings["gpu_products"] = "torch" if build.is_switched_off() else "Triton"
+    if task == "quality":
+        protocol = {"protocol": request.protocol, "stride": request.stride, "n_chunks": request.n_chunks}
+        compared = (
+            None if reference is None else [reference.label, reference.sha256, target_versions(reference)]
+        )
+        return settings | protocol | {"reference": compared}
+    machine = describe_machine()
+    settings["machine"] = [machine[name] for name in _MACHINE]
+    if task == "speed":
+        rounds = {"repetitions": request.repetitions}
+        lengths = {"prompts": request.speed_prompts, "depths": request.speed_depths}
+        return settings | rounds | lengths | {"batches": request.speed_batches}
+    return settings
+
+
+def target_versions(target: Target) -> dict[str, str]:
+    """Return the releases of the code that runs a target, and of ours that quantizes it while it is loaded."""
+    # Formats that are quantized while they are loaded have no file to hash.
+    made = {"quantizers": sources_sha256("kernels", "quantizers")} if target.format.quantizer else {}
+    return {name: version(name) for name in _PACKAGES[target.format.runtime]} | made
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """Return the sha256 of settings as JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,153 @@
+"""What a child does with a job: open the model, run one metric, say what was measured.
+
+Imported in children alone: the parent stays small and no library can take it down.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from ggtool import backends
+from ggtool.backends import RUNTIMES, Backend
+from ggtool.corpus import Tokens
+from ggtool.errors import MeasureError
+from ggtool.evaluation.jobs import (
+    ContinueJob,
+    MemoryJob,
+    ModelToOpen,
+    QualityJob,
+    SpeedJob,
+    TokenizeJob,
+)
+from ggtool.evaluation.metrics import divergence, perplexity
+from ggtool.evaluation.metrics import memory as memory_metric
+from ggtool.evaluation.metrics import speed as speed_metric
+from ggtool.evaluation.metrics.continuation import Draw, continue_tokens
+from ggtool.evaluation.metrics.perplexity import Scored
+from ggtool.evaluation.metrics.windows import Window, cut
+from ggtool.formats import Format
+from ggtool.system.progress import Progress
+from ggtool.system.worker import Outcome
+
+
+def tokenize(job: TokenizeJob, _progress: Progress) -> Outcome:
+    """Write the ids that a GGUF file's vocabulary makes of a text."""
+    _runtime(job.format).tokenize_with(job.path, job.text.read_bytes().decode()).save(job.tokens)
+    return Outcome({}, {}, {})
+
+
+def quality(job: QualityJob, progress: Progress) -> Outcome:
+    """Measure perplexity, and divergence from the reference where there is one."""
+    tokens = Tokens.load(job.tokens)
+    _check_vocabulary(job, tokens)
+    windows = cut(
+        job.protocol, len(tokens.ids), job.model.options.n_ctx, n_chunks=job.n_chunks, stride=job.stride
+    )
+    scored = _scored(job, tokens, windows)
+    with closing(_open(job.model)) as backend:
+        if job.reference is None:
+            losses = perplexity.token_losses(backend, tokens.ids, windows, bos=tokens.bos, progress=progress)
+            return _outcome({"perplexity": asdict(perplexity.summarize(losses, scored))}, backend, job.model)
+        with closing(_open(job.reference.model)) as reference:
+            result = divergence.compare(
+                backend, reference, tokens.ids, windows, bos=tokens.bos, progress=progress
+            )
+        summary = divergence.summarize(
+            result, reference=job.reference.label, reference_sha256=job.reference.sha256
+        )
+        numbers = {
+            "perplexity": asdict(perplexity.summarize(result.loss, scored)),
+            "divergence": asdict(summary),
+        }
+        return _outcome(numbers, backend, job.model)
+
+
+def speed(job: SpeedJob, progress: Progress) -> Outcome:
+    """Time loading, prompts and generation."""
+    tokens = Tokens.load(job.tokens)
+    _runtime(job.model.format)  # its import is no part of a load time
+    started = time.perf_counter()
+    with closing(_open(job.model)) as backend:
+        load_s = time.perf_counter() - started
+        pp_tokens, tg_tokens = speed_metric.lengths(backend.n_ctx)
+        measured = speed_metric.speed(
+            backend,
+            tokens.ids.tolist(),
+            load_s=load_s,
+            threads=job.threads,
+            pp_tokens=pp_tokens,
+            tg_tokens=tg_tokens,
+            repetitions=job.repetitions,
+            prompts=job.prompts,
+            depths=job.depths,
+            batches=job.batches,
+            progress=progress,
+        )
+        return _outcome({"speed": asdict(measured)}, backend, job.model)
+
+
+def memory(job: MemoryJob, progress: Progress) -> Outcome:
+    """Read the process's peaks while the context fills."""
+    tokens = Tokens.load(job.tokens)
+    _runtime(job.model.format)  # what its import takes is the base that peaks are read against
+    meter = memory_metric.PeakMeter()
+    with closing(_open(job.model)) as backend:
+        meter.loaded()
+        memory_metric.exercise(backend, tokens.ids.tolist(), progress, meter.prefilled)
+        return _outcome({"memory": asdict(meter.finish(backend))}, backend, job.model)
+
+
+def continue_prompts(job: ContinueJob, progress: Progress) -> Outcome:
+    """Continue each prompt with random numbers of its own."""
+    found = []
+    with closing(_open(job.model)) as backend:
+        for number, prompt in enumerate(job.prompts):
+            draw = Draw(job.temperature, job.top_k, job.seed + number)
+            found.append(continue_tokens(backend, prompt, job.n_predict, draw))
+            progress(number + 1, len(job.prompts))
+        return _outcome({"continuations": found}, backend, job.model)
+
+
+def _scored(job: QualityJob, tokens: Tokens, windows: list[Window]) -> Scored:
+    n_bytes = sum(int(tokens.n_bytes[w.begin + w.first : w.end].sum()) for w in windows)
+    return Scored(
+        protocol=job.protocol,
+        n_ctx=job.model.options.n_ctx,
+        stride=job.stride,
+        n_chunks=len(windows),
+        n_bytes=n_bytes,
+        n_words=n_bytes * job.words_per_byte,
+    )
+
+
+def _open(model: ModelToOpen) -> Backend:
+    return backends.open_backend(model.format, model.path, model.options)
+
+
+def _runtime(fmt: Format) -> Any:
+    return importlib.import_module(RUNTIMES[fmt.runtime].partition(":")[0])
+
+
+def _outcome(numbers: dict[str, Any], backend: Backend, model: ModelToOpen) -> Outcome:
+    return Outcome(numbers, asdict(backend.footprint()), dict(_runtime(model.format).runtime_versions()))
+
+
+def _check_vocabulary(job: QualityJob, tokens: Tokens) -> None:
+    """Refuse a GGUF whose own vocabulary would have made other ids of the text."""
+    if job.text is None:
+        return
+    text = job.text.read_bytes().decode()
+    made = _runtime(job.model.format).tokenize_with(job.model.path, text).first(job.max_tokens)
+    own, expected = made.ids.tolist(), tokens.ids.tolist()
+    if own == expected and made.bos == tokens.bos:
+        return
+    shorter = min(len(own), len(expected))
+    at = next((i for i in range(shorter) if own[i] != expected[i]), shorter)
+    raise MeasureError(
+        f"the GGUF's vocabulary gives other token ids than the checkpoint's tokenizer (first at token {at} of "
+        f"{len(expected)}); numbers on different tokens cannot be compared. Convert the model again."
+    )

@@ -1,0 +1,59 @@
+"""ResultStore: records appended to a JSON Lines file, one locked write each."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggtool.errors import OutputError
+from ggtool.results.records import SCHEMA, EvalRecord
+
+
+class ResultStore:
+    """Records in a JSON Lines file. Appending is one locked write, so a killed run loses nothing finished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: EvalRecord) -> None:
+        """Add one record and flush it to the disk; OutputError if the file cannot be written."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                line = record.to_json().encode() + b"\n"
+                if file.tell() and not _ends_in_newline(file.fileno(), file.tell()):
+                    line = b"\n" + line  # closes a line torn by a kill
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot append to {self.path}: {error.strerror}.") from error
+
+    def __iter__(self) -> Iterator[EvalRecord]:
+        """Yield the records of this schema, oldest first; lines torn by a kill are passed over."""
+        return (record for record in self._lines() if record is not None)
+
+    @property
+    def n_strange(self) -> int:
+        """How many lines are no records of this schema: torn by a kill, of another version, or of something else."""
+        return sum(record is None for record in self._lines())
+
+    def _lines(self) -> Iterator[EvalRecord | None]:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            for line in filter(str.strip, file):
+                try:
+                    data = json.loads(line)
+                except json.JSONDecodeError:
+                    data = None
+                is_record = isinstance(data, dict) and data.get("schema") == SCHEMA
+                yield EvalRecord.from_dict(data) if is_record else None
+
+
+def _ends_in_newline(descriptor: int, size: int) -> bool:
+    return os.pread(descriptor, 1, size - 1) == b"\n"

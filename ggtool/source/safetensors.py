@@ -1,0 +1,214 @@
+"""Tensors of a safetensors checkpoint, mapped and read lazily, without torch; of pickles only where that is allowed.
+
+A header is believed only after every number in it was checked against the file: a truncated download, an
+HTML page or a Git LFS pointer in place of a weight file is named as what it is. bfloat16, which numpy does
+not have, is held as uint16 and widened on reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.array_utils import byte_bounds
+
+from ggtool.errors import SourceError
+from ggtool.system.files import describe_impostor, read_json, what_it_is
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+# The safetensors format caps its own header here.
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMS = 8
+_NUMPY_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "F64": np.dtype("<f8"),
+        "F32": np.dtype("<f4"),
+        "F16": np.dtype("<f2"),
+        "BF16": np.dtype("<u2"),
+        "I64": np.dtype("<i8"),
+        "I32": np.dtype("<i4"),
+        "I16": np.dtype("<i2"),
+        "I8": np.dtype("i1"),
+        "U8": np.dtype("u1"),
+        "BOOL": np.dtype("?"),
+    }
+)
+FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A named tensor that stays in its file until asked for.
+
+    dtype is safetensors' own name; `raw` is a read-only mapped view of shape `shape`, bfloat16 as uint16,
+    `offset` bytes into `mapping`. A tensor that was computed, or opened by torch, has no mapping of its own.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    raw: npt.NDArray[Any]
+    mapping: mmap.mmap | None = field(repr=False)
+    offset: int
+
+    @property
+    def n_params(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """Read the whole tensor, widened to float32."""
+        return widen(self.raw, self.dtype)
+
+    def release(self, part: npt.NDArray[Any] | None = None) -> None:
+        """Give the pages that were read back to the kernel; reading again is still allowed, from any thread.
+
+        `part` is a view of `raw`: only what lies between its first and its last byte is given back.
+        """
+        if self.mapping is None or not self.raw.nbytes:
+            return
+        first, _ = byte_bounds(self.raw)
+        low, high = byte_bounds(self.raw if part is None else part)
+        begin, end = self.offset + low - first, self.offset + high - first
+        start = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        self.mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def widen(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """Return a C-contiguous float32 copy of `raw`, whose elements are of safetensors type `dtype`."""
+    if dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        wide = np.ascontiguousarray(raw).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return np.ascontiguousarray(raw, dtype=np.float32)
+
+
+def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, LazyTensor]:
+    """Map every tensor of the checkpoint in `folder`: shard by shard, in each by name.
+
+    Raises SourceError when there is no safetensors file, a shard is missing or a header lies.
+    """
+    tensors: dict[str, LazyTensor] = {}
+    for file in weight_files(folder, allow_pickle=allow_pickle):
+        for tensor in _open_pickle(file) if file.suffix == ".bin" else _open_file(file):
+            if tensor.name in tensors:
+                raise SourceError(
+                    f"tensor {tensor.name} is in {tensors[tensor.name].file.name} and in {file.name}."
+                )
+            tensors[tensor.name] = tensor
+    return tensors
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """Return the checkpoint's weight files in shard order; SourceError names what is missing.
+
+    Safetensors are taken where there are any; pickles otherwise, and only if `allow_pickle`.
+    """
+    if (folder / INDEX_NAME).exists():
+        return _indexed_files(folder / INDEX_NAME)
+    if (folder / SINGLE_NAME).exists():
+        return [folder / SINGLE_NAME]
+    lone = sorted(folder.glob("*.safetensors"))
+    if len(lone) == 1:
+        return lone
+    pickles = [folder / name for name in PICKLE_NAMES if (folder / name).exists()]
+    if not pickles:
+        raise SourceError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}.")
+    if not allow_pickle:
+        raise SourceError(
+            f"{folder} holds only a pickle checkpoint, which can run code when opened; save it as safetensors, or "
+            "pass --allow-pickle to open its tensors only."
+        )
+    return [pickles[0]] if pickles[0].suffix == ".bin" else _indexed_files(pickles[0])
+
+
+def _open_pickle(file: Path) -> Iterator[LazyTensor]:
+    from ggtool.source.torch_pickle import open_pickle  # imports torch
+
+    if impostor := describe_impostor(file):
+        raise SourceError(f"{file} is no checkpoint of torch: {impostor}.")
+    for name, dtype, array in open_pickle(file):
+        yield LazyTensor(name, dtype, array.shape, file, array, None, 0)
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index} has no weight_map.")
+    names = sorted({str(name) for name in weight_map.values()})
+    if outside := [name for name in names if Path(name).name != name]:
+        raise SourceError(f"{index} points outside its folder: {outside[0]}.")
+    files = [index.parent / name for name in names]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise SourceError(
+            f"{index.parent} lacks {len(missing)} of {len(files)} shards, the first is {missing[0]}."
+        )
+    return files
+
+
+def _open_file(path: Path) -> list[LazyTensor]:
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from None
+    except ValueError:  # there is nothing to map
+        raise SourceError(f"{path} is empty; get it again.") from None
+    header_bytes = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or not 2 <= header_bytes <= min(len(data) - 8, _MAX_HEADER_BYTES):
+        raise SourceError(f"{path} is no safetensors file: {what_it_is(path)}.")
+    try:
+        header = json.loads(data[8 : 8 + header_bytes])
+    except (ValueError, RecursionError):
+        raise SourceError(f"{path} has a damaged safetensors header.") from None
+    if not isinstance(header, dict):
+        raise SourceError(f"{path} has a damaged safetensors header.")
+    entries = sorted((name, entry) for name, entry in header.items() if name != "__metadata__")
+    tensors = [_map_tensor(path, name, entry, data, 8 + header_bytes) for name, entry in entries]
+    end = 8 + header_bytes
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.raw.nbytes)):
+        if tensor.offset != end:
+            raise SourceError(
+                f"{path}: tensor {tensor.name} overlaps another or leaves a gap; get the file again."
+            )
+        end += tensor.raw.nbytes
+    if end != len(data):
+        raise SourceError(f"{path} has {len(data)} bytes and describes {end} of them; get it again.")
+    return tensors
+
+
+def _map_tensor(path: Path, name: str, entry: Any, data: mmap.mmap, body: int) -> LazyTensor:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+        begin, end = (int(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise SourceError(f"{path}: the header entry of tensor {name} is damaged.") from None
+    if dtype not in _NUMPY_TYPES:
+        raise SourceError(f"{path}: tensor {name} has the type {dtype}, which ggtool does not read.")
+    numpy_type = _NUMPY_TYPES[dtype]
+    # The product without zeros is what numpy itself must be able to hold.
+    fits = (
+        len(shape) <= _MAX_DIMS and min(shape, default=0) >= 0 and math.prod(n or 1 for n in shape) <= 1 << 48
+    )
+    n_bytes = math.prod(shape) * numpy_type.itemsize
+    if not fits or not 0 <= begin <= end <= len(data) - body or end - begin != n_bytes:
+        raise SourceError(
+            f"{path}: tensor {name} claims bytes {begin} to {end} that do not fit the file; get it again."
+        )
+    # A tensor may begin at an odd byte: numpy reads unaligned views, only more slowly.
+    raw = np.ndarray(shape, numpy_type, buffer=data, offset=body + begin)
+    return LazyTensor(name, dtype, shape, path, raw, data, body + begin)

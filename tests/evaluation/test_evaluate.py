@@ -1,0 +1,171 @@
+"""The harness end to end: every kind of backend on one tiny model, in real children."""
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from tiny_models import TEXT
+
+from ggtool.errors import UsageError
+from ggtool.evaluation.evaluate import evaluate
+from ggtool.evaluation.plan import plan
+from ggtool.evaluation.request import EvalRequest
+from ggtool.results.records import EvalRecord
+
+FORMATS = ("hf-fp32", "scratch-int8", "bnb-nf4", "gguf-f32", "gguf-q4_0")
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "harbour.txt"
+    path.write_text(TEXT * 4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def request_(tiny_gpt2: Path, corpus: Path) -> EvalRequest:
+    return EvalRequest(
+        backends=FORMATS,
+        model=str(tiny_gpt2),
+        corpus=str(corpus),
+        n_ctx=64,
+        n_chunks=6,
+        device="cpu",
+        threads=2,
+        repetitions=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def records(request_: EvalRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalRecord]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GGTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = list(evaluate(plan(request_, ignore, ignore), ignore))
+    assert [record.format for record in made] == list(FORMATS)
+    return {record.format: record for record in made}
+
+
+def test_every_format_is_measured_whole(records: dict[str, EvalRecord]) -> None:
+    for record in records.values():
+        assert record.failure == ""
+        assert record.perplexity is not None
+        assert record.perplexity.n_chunks == 6
+        assert record.speed is not None
+        assert record.speed.tg_ts > 0
+        assert len(record.speed.tg_samples_s) == 2
+        assert record.memory is not None
+        assert record.memory.peak_rss_bytes > record.memory.base_rss_bytes > 0
+
+
+def test_two_runtimes_agree_on_the_same_weights(records: dict[str, EvalRecord]) -> None:
+    ours, theirs = records["gguf-f32"].perplexity, records["hf-fp32"].perplexity
+    assert ours is not None
+    assert theirs is not None
+    assert math.isclose(ours.ppl, theirs.ppl, rel_tol=1e-3)
+    assert math.isclose(ours.ppl_stderr, theirs.ppl_stderr, rel_tol=1e-2)
+
+
+def test_distance_from_the_reference_is_what_the_formats_are(records: dict[str, EvalRecord]) -> None:
+    assert records["hf-fp32"].divergence is None  # it is the reference
+    kld = {name: record.divergence.kld_mean for name, record in records.items() if record.divergence}
+    assert abs(kld["gguf-f32"]) < 1e-5  # two runtimes, the same weights
+    assert kld["gguf-f32"] < kld["scratch-int8"] < kld["gguf-q4_0"]
+    assert kld["scratch-int8"] < kld["bnb-nf4"]
+    ours, nf4 = records["bnb-nf4"].perplexity, records["bnb-nf4"].divergence
+    assert ours is not None
+    assert nf4 is not None
+    assert nf4.reference == "hf-fp32"
+    assert math.isclose(nf4.ppl_reference * nf4.ppl_ratio, ours.ppl, rel_tol=1e-9)
+
+
+def test_every_format_had_the_same_tokens(records: dict[str, EvalRecord]) -> None:
+    assert len({(record.tokens_sha256, record.text_sha256) for record in records.values()}) == 1
+
+
+def test_sizes_are_what_the_formats_are(records: dict[str, EvalRecord]) -> None:
+    size = {name: record.model_size for name, record in records.items()}
+    n_params = records["hf-fp32"].model_n_params
+    assert size["hf-fp32"] == 4 * n_params
+    assert {record.model_n_params for record in records.values()} == {n_params}
+    assert size["scratch-int8"] < 0.3 * size["hf-fp32"]
+    assert size["gguf-q4_0"] < 0.2 * size["hf-fp32"]
+    assert size["bnb-nf4"] > size["gguf-q4_0"]  # bitsandbytes leaves the tied table in float
+    assert records["hf-fp32"].modules_quantized == 0
+    assert records["scratch-int8"].modules_quantized == records["scratch-int8"].modules_total == 9
+    assert records["bnb-nf4"].modules_quantized == 8
+
+
+def test_a_record_says_what_made_it(records: dict[str, EvalRecord]) -> None:
+    assert {"torch", "transformers"} <= set(records["hf-fp32"].environment)
+    assert "bitsandbytes" in records["bnb-nf4"].environment
+    assert {"llama_cpp_commit", "llama_cpp_python"} <= set(records["gguf-f32"].environment)
+    for record in records.values():
+        json.dumps(asdict(record), allow_nan=False)
+
+
+def test_a_gguf_path_alone_brings_its_own_tokenizer(
+    tiny_gpt2: Path, corpus: Path, records: dict[str, EvalRecord], tmp_path: Path
+) -> None:
+    from ggtool.conversion.convert import convert
+    from ggtool.formats import find_qtype
+    from ggtool.source.resolve import from_folder
+
+    path = tmp_path / "own.gguf"
+    convert(from_folder(tiny_gpt2), [find_qtype("f32")], lambda _: path)
+    request = EvalRequest(
+        backends=[str(path)], corpus=str(corpus), n_ctx=64, n_chunks=6, device="cpu", repetitions=1
+    )
+    (record,) = evaluate(plan(request, ignore, ignore), ignore)
+    assert record.format == "gguf-f32"
+    assert record.tokens_sha256 == records["gguf-f32"].tokens_sha256
+    assert record.perplexity == records["gguf-f32"].perplexity
+
+
+def test_a_broken_format_is_a_failed_row_and_the_rest_goes_on(request_: EvalRequest, tmp_path: Path) -> None:
+    what = plan(replace(request_, backends=["hf-fp32", "hf-bf16"]), ignore, ignore)
+    broken = replace(what.targets[0], path=tmp_path / "gone")
+    records = list(evaluate(replace(what, targets=(broken, what.targets[1])), ignore))
+    assert records[0].perplexity is None
+    assert records[0].failure.startswith("quality: ")
+    assert records[1].failure == ""
+
+
+def test_other_tokens_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    from ggtool.conversion.convert import convert
+    from ggtool.formats import find_qtype
+    from ggtool.source.resolve import from_folder
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tiny_gpt2.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-40]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    path = tmp_path / "other.gguf"
+    convert(from_folder(other), [find_qtype("q8_0")], lambda _: path)
+    request = EvalRequest(
+        backends=[str(path)], model=str(tiny_gpt2), corpus=str(corpus), n_ctx=64, device="cpu"
+    )
+    (record,) = evaluate(plan(request, ignore, ignore), ignore)
+    assert "other token ids" in record.failure
+    assert record.perplexity is None
+
+
+def test_what_cannot_work_is_said_before_any_work(request_: EvalRequest) -> None:
+    with pytest.raises(UsageError, match="has positions for 128 tokens and no more"):
+        plan(replace(request_, n_ctx=129), ignore, ignore)
+    short = Path(request_.corpus or "").with_name("short.txt")
+    short.write_text("Not enough.")
+    with pytest.raises(UsageError, match="tokens and 128 are needed"):
+        plan(replace(request_, corpus=str(short)), ignore, ignore)
+    with pytest.raises(UsageError, match="'blocks=1-2' names blocks outside 0 to 1"):
+        plan(replace(request_, backends=["hf-fp32", "scratch-int8:blocks=1-2"]), ignore, ignore)
+    with pytest.raises(UsageError, match="at least one"):
+        plan(replace(request_, backends=[]), ignore, ignore)
