@@ -1,48 +1,78 @@
 """The header of a GGUF file, read in bounded time and memory: keys, tensors, where the data is.
 
-The file is taken for hostile: every count is checked against the bytes that are left before anything is
-read, and each way of being broken that is met in practice is named. Arrays stay in the file until asked
-for. No weight is read here.
+What this module offers:
+
+    read_header(path)           a GGUFHeader, or MalformedError for the first thing that is wrong
+    examine_header(path)        the same, but what is wrong with keys, names and layout is listed in `problems`
+    examine_source(source, path) the same of any ByteSource (bytes in memory, a server)
+    trace_source(source, path)  the same with a Region for every number, text and array of the header
+    header.metadata[key]        scalars and strings; an ArrayRef for an array
+    header.array(key)           the elements of an array
+    header.spans[key]           where the pair is: start, start of the value, end
+    header.tensors              TensorInfo: name, shape, type, absolute offset, size
+
+The file is taken for hostile: every count is checked against the bytes that remain before anything is read, and each
+way of being broken has a code in `ggtool.gguf.problems`. Arrays stay in the file until asked for. No weight is read here.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-from gguf.constants import GGUFValueType, LlamaFileType
+from typing import Any, NamedTuple
 
 from ggtool.errors import ArtifactError
 from ggtool.formats import qtypes
-from ggtool.gguf.tensor_types import TENSOR_TYPES
+from ggtool.gguf import kinds, strings
+from ggtool.gguf.byte_source import ByteSource, open_file
+from ggtool.gguf.problems import MalformedError, Problem
+from ggtool.gguf.tensor_types import (
+    ARRAY,
+    FIRST_TYPE_OF_FORKS,
+    REMOVED_TYPES,
+    SCALARS,
+    STRING,
+    TENSOR_TYPES,
+    UINT32,
+)
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 
+# Well above any real model (262,144 tokens, 600,000 merges, 3,000 tensors); they bound the time a hostile header takes.
+_MAX_KEYS, _MAX_TENSORS = 1 << 16, 1 << 17
+_MAX_STRINGS, _MAX_ALL_STRINGS, _MAX_NUMBERS = 1 << 20, 1 << 21, 1 << 22
+_MAX_NAME_BYTES, _MAX_STRING_BYTES = 65_535, 1 << 24
+_MAX_DIMS, _MAX_ALIGNMENT = 4, 1 << 20
+# What llama.cpp holds of a tensor's name, with a NUL (GGML_MAX_NAME).
+_MAX_TENSOR_NAME_BYTES = 64
 
-# Far above any real model; what bounds the time a hostile header can take.
-_MAX_KEYS, _MAX_TENSORS, _MAX_ELEMENTS = 1 << 16, 1 << 20, 1 << 24
-_MAX_NAME_BYTES, _MAX_STRING_BYTES = 65_535, 1 << 26
-_MAX_DIMS = 4
-_VERSIONS = (2, 3)
+# Names of general.file_type that ggtool reads and does not make.
+_OTHER_FILE_TYPES: Mapping[int, str] = MappingProxyType({39: "NVFP4", 1024: "GUESSED"})
 
-_ARRAY, _STRING, _BOOL = int(GGUFValueType.ARRAY), int(GGUFValueType.STRING), int(GGUFValueType.BOOL)
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SIZES = {kind: struct.calcsize("<" + code) for kind, (_, code) in SCALARS.items()}
+_STRUCTS = {kind: struct.Struct("<" + code) for kind, (_, code) in SCALARS.items()}
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
-_OTHER_KINDS = (
-    (b"version https://git-lfs", "it is a Git LFS pointer; fetch the real file with `git lfs pull`"),
-    (b"<", "it is an HTML page, probably a failed download; get it again"),
-    (b"lmgg", "it is in the GGML format that came before GGUF; convert the original again"),
-    (b"fmgg", "it is in the GGMF format that came before GGUF; convert the original again"),
-    (b"tjgg", "it is in the GGJT format that came before GGUF; convert the original again"),
-    (b"\0\0\0\0", "its header is all zeros, so the program that wrote it was stopped; make it again"),
-)
+
+class Span(NamedTuple):
+    """Where a key-value pair is in the file: its first byte, the first of the value (behind the type), its end."""
+
+    start: int
+    value: int
+    end: int
+
+
+class Region(NamedTuple):
+    """Bytes of a header that belong together: first byte, end, and what they are."""
+
+    start: int
+    end: int
+    what: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +87,17 @@ class ArrayRef:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: `shape` as numpy has it (rows first; GGUF stores the reverse), `offset` from the file's start."""
+    """One tensor: `shape` as numpy has it (rows first; GGUF stores the reverse), `offset` from the file's start.
+
+    `entry` is where its description is in the header: first byte and end.
+    """
 
     name: str
     shape: tuple[int, ...]
     type_name: str
     offset: int
     n_bytes: int
+    entry: tuple[int, int] = (0, 0)
 
     @property
     def n_params(self) -> int:
@@ -75,7 +109,18 @@ class TensorInfo:
 class GGUFHeader:
     """Everything in a GGUF file but the weights.
 
-    `metadata` holds scalars, and an ArrayRef per array; `types` the value's type by key, as GGUF numbers them.
+    Attributes:
+        path: the file; of one on a server, its name.
+        version: of the format, 1 to 3.
+        alignment: of tensor data, in bytes.
+        metadata: scalars and strings, and an ArrayRef per array, in the file's order.
+        tensors: in the file's order.
+        data_offset: where the data section begins.
+        types: the value's type by key, as GGUF numbers them.
+        spans: where each pair is.
+        size: the length of the whole file in bytes.
+        problems: what is wrong and does not keep the rest from being read; empty after `read_header`.
+
     """
 
     path: Path
@@ -85,6 +130,11 @@ class GGUFHeader:
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     types: Mapping[str, int]
+    spans: Mapping[str, Span] = field(repr=False)
+    size: int
+    problems: tuple[Problem, ...] = ()
+    # The arrays of a file that cannot be opened again, such as one on a server.
+    kept: Mapping[str, bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def n_parts(self) -> int:
@@ -99,201 +149,351 @@ class GGUFHeader:
 
     @property
     def file_type(self) -> str:
-        """The quant type's name ("Q4_K_M") for general.file_type; "unknown" when there is none by that number."""
-        # gguf-py names the quant types that ggtool reads and does not make.
-        names: dict[Any, str] = {int(kind): kind.name.removeprefix("MOSTLY_") for kind in LlamaFileType}
-        names.update({row.ftype: row.name for row in qtypes()})
-        return names.get(self.metadata.get("general.file_type"), "unknown")
+        """The quant type's name ("Q4_K_M") for general.file_type; "unknown" when none has that number."""
+        number = self.metadata.get("general.file_type")
+        names: dict[Any, str] = {row.ftype: row.name for row in qtypes()}
+        names.update(_OTHER_FILE_TYPES)
+        return names.get(number, "unknown") if type(number) is int else "unknown"
+
+    @property
+    def data_end(self) -> int:
+        """The end of the last tensor's data, without padding; the data section's start if there are no tensors."""
+        return max((tensor.offset + tensor.n_bytes for tensor in self.tensors), default=self.data_offset)
 
     def array(self, key: str) -> list[Any]:
         """Read one metadata array, such as "tokenizer.ggml.tokens"; ArtifactError if there is none by that key."""
         ref = self.metadata.get(key)
         if not isinstance(ref, ArrayRef):
             raise ArtifactError(f"{self.path} has no array {key}.")
-        with self.path.open("rb") as file:
-            file.seek(ref.offset)
-            data = file.read(ref.n_bytes)
+        data = self._read(key, ref)
+        if ref.type == STRING:
+            return strings.split(data, ref.length, 4 if self.version == 1 else 8)
+        return list(struct.unpack(f"<{ref.length}{SCALARS[ref.type][1]}", data))
+
+    def _read(self, key: str, ref: ArrayRef) -> bytes:
+        if self.kept is not None:
+            return self.kept[key]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(ref.offset)
+                data = file.read(ref.n_bytes)
+        except OSError as error:
+            raise ArtifactError(f"{self.path} cannot be read: {error.strerror}.") from None
         if len(data) != ref.n_bytes:
             raise ArtifactError(f"{self.path} was cut short while it was read.")
-        if ref.type != _STRING:
-            return list(struct.unpack(f"<{ref.length}{_SCALARS[ref.type]}", data))
-        return _strings(data, ref.length)
+        return data
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read a GGUF v2 or v3 header; ArtifactError names the first thing that is wrong with the file."""
+    """Read the header of a GGUF file; MalformedError names the first thing that is wrong with it."""
+    header = examine_header(path)
+    for problem in header.problems:
+        raise _malformed(path, problem)
+    return header
+
+
+def examine_header(path: Path) -> GGUFHeader:
+    """Read the header of a GGUF file as far as it can be understood; what is wrong is listed in `problems`.
+
+    Raises MalformedError where it cannot be read to its end (codes of `problems.FATAL`).
+    """
+    with open_file(path) as source:
+        return examine_source(source, path)
+
+
+def examine_source(source: ByteSource, path: Path, *, keep_arrays: bool = False) -> GGUFHeader:
+    """Read a header from any source; `path` names it in messages. With `keep_arrays` arrays are copied out of it."""
+    return _Reader(source, path).header(keep_arrays=keep_arrays)
+
+
+def trace_source(
+    source: ByteSource, path: Path
+) -> tuple[GGUFHeader | None, list[Region], MalformedError | None]:
+    """Read a header and say what each of its bytes is, in order, up to where it cannot be read further.
+
+    The header is None, and the error is given, where it cannot be read to its end.
+    """
+    reader = _Tracer(source, path)
     try:
-        with path.open("rb") as file:
-            head = file.read(64)
-            _check_kind(path, head)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be opened: {error.strerror}.") from None
-    with data:
-        return _Reader(path, data).header()
+        return reader.header(keep_arrays=False), reader.regions, None
+    except MalformedError as error:
+        return None, reader.regions, error
 
 
-def _check_kind(path: Path, head: bytes) -> None:
-    if head.startswith(MAGIC):
-        return
-    if not head:
-        raise ArtifactError(f"{path} is empty; make it again.")
-    known = (what for start, what in _OTHER_KINDS if head.lstrip(b"\t\n\r ").startswith(start))
-    raise ArtifactError(f"{path} is no GGUF file: {next(known, 'it begins with other bytes')}.")
-
-
-def _strings(data: bytes, count: int) -> list[str]:
-    found, position, unpack = [], 0, struct.Struct("<Q").unpack_from
-    for _ in range(count):
-        end = position + 8 + unpack(data, position)[0]
-        found.append(data[position + 8 : end].decode("utf-8", errors="replace"))
-        position = end
-    return found
+def _malformed(path: Path, problem: Problem) -> MalformedError:
+    return MalformedError(f"{path} cannot be used: {problem.message}.", problem.code)
 
 
 class _Reader:
-    """One pass over a mapped file; `position` never moves past what was checked to be there."""
+    """One pass over the bytes; `position` never moves past what was checked to be there."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size = path, data, len(data)
-        self.position = len(MAGIC)
-        self.elements_left = _MAX_ELEMENTS
+    def __init__(self, source: ByteSource, path: Path) -> None:
+        self.path, self.source, self.data, self.size = path, source, source.data, source.size
+        self.position = 0
+        self.strings_left = _MAX_ALL_STRINGS
+        self.problems: list[Problem] = []
         self.types: dict[str, int] = {}
+        self.spans: dict[str, Span] = {}
+        self.metadata: dict[str, Any] = {}
+        self.width = 8  # bytes of a length or a count; 4 in version 1
 
-    def header(self) -> GGUFHeader:
-        version = self.unpack("I", "the version")
-        if version & 0xFFFF == 0:
-            raise self.broken("it was written for big-endian machines; convert the original again")
-        if version not in _VERSIONS:
-            raise self.broken(f"it is GGUF version {version} and ggtool reads 2 and 3")
-        n_tensors = self.count(_MAX_TENSORS, 32, "tensors")
-        n_keys = self.count(_MAX_KEYS, 13, "keys")
-        metadata: dict[str, Any] = {}
+    def header(self, *, keep_arrays: bool) -> GGUFHeader:
+        version = self.start()
+        n_tensors, n_keys = self.length("the number of tensors"), self.length("the number of keys")
+        # A tensor's entry takes at least 32 bytes (24 in version 1), a key-value pair 13 (9).
+        self.check_count(n_tensors, _MAX_TENSORS, 2 * self.width + 16, "tensors")
+        self.check_count(n_keys, _MAX_KEYS, self.width + 5, "keys")
         for _ in range(n_keys):
-            key = self.string("a key's name", _MAX_NAME_BYTES)
-            if key in metadata:
-                raise self.broken(f"it has the key {key!r} twice")
-            metadata[key] = self.value(key)
-        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
-            raise self.broken(f"its alignment {alignment!r} is no power of two")
+            self.pair()
+        alignment = self.alignment()
         listed = [self.tensor() for _ in range(n_tensors)]
         data_offset = -(-self.position // alignment) * alignment
         tensors = self.place(listed, data_offset, alignment)
+        kept = None
+        if keep_arrays:
+            refs = {key: value for key, value in self.metadata.items() if isinstance(value, ArrayRef)}
+            kept = {key: bytes(self.data[ref.offset : ref.offset + ref.n_bytes]) for key, ref in refs.items()}
         return GGUFHeader(
             path=self.path,
             version=version,
             alignment=alignment,
-            metadata=MappingProxyType(metadata),
+            metadata=MappingProxyType(self.metadata),
             tensors=tensors,
             data_offset=data_offset,
             types=MappingProxyType(self.types),
+            spans=MappingProxyType(self.spans),
+            size=self.size,
+            problems=tuple(self.problems),
+            kept=kept,
         )
 
-    def value(self, key: str) -> Any:
-        kind = self.types[key] = self.unpack("I", f"the type of {key!r}")
-        if kind == _STRING:
-            return self.string(f"the value of {key!r}", _MAX_STRING_BYTES)
-        if kind == _ARRAY:
-            return self.array(key)
-        if kind not in _SCALARS:
-            raise self.broken(f"the value of {key!r} has the unknown type {kind}")
-        return self.unpack(_SCALARS[kind], f"the value of {key!r}")
+    def start(self) -> int:
+        head_bytes = min(kinds.HEAD_BYTES, self.size)
+        self.source.need(head_bytes)
+        head = bytes(self.data[:head_bytes])
+        if not head.startswith(MAGIC):
+            reason = kinds.describe(head, self.size)
+            raise MalformedError(f"{self.path} is not a GGUF file: {reason}.", "not-gguf")
+        self.position = len(MAGIC)
+        version = self.u32("the version")
+        if version and version & 0xFFFF == 0:
+            raise self.broken(
+                "endianness",
+                "it was written for big-endian machines; convert the original again, or turn it with gguf-py's "
+                "gguf-convert-endian",
+            )
+        if version not in (1, 2, 3):
+            raise self.broken("version", f"it is GGUF version {version} and ggtool reads 1 to 3")
+        if version == 1:
+            self.width = 4
+            self.note(
+                "version-1",
+                "it is GGUF version 1, which llama.cpp no longer reads; convert the original again",
+            )
+        return version
+
+    def pair(self) -> None:
+        start = self.position
+        key = self.string("a key's name", _MAX_NAME_BYTES)
+        kind, value_start = self.u32(f"the type of {key!r}"), self.position
+        if kind == STRING:
+            value: Any = self.string(f"the value of {key!r}", _MAX_STRING_BYTES)
+        elif kind == ARRAY:
+            value = self.array(key)
+        elif kind in SCALARS:
+            value = self.scalar(kind, key)
+        else:
+            raise self.broken("value-type", f"the value of {key!r} has the undefined type {kind}")
+        if not key:
+            self.note("empty-key", "it has a key without a name")
+        if key in self.metadata:
+            self.note("duplicate-key", f"it has the key {key!r} twice")
+            return
+        self.metadata[key], self.types[key] = value, kind
+        self.spans[key] = Span(start, value_start, self.position)
+
+    def scalar(self, kind: int, key: str) -> Any:
+        start = self.skip(_SIZES[kind], f"the value of {key!r}")
+        if SCALARS[kind][1] == "?" and self.data[start] > 1:
+            self.note("bool-value", f"{key!r} is {self.data[start]}, which is neither true (1) nor false (0)")
+        return _STRUCTS[kind].unpack_from(self.data, start)[0]
 
     def array(self, key: str) -> ArrayRef:
-        kind, length = self.unpack("I", f"the type of {key!r}"), self.unpack("Q", f"the length of {key!r}")
-        if kind != _STRING and kind not in _SCALARS:
-            raise self.broken(f"{key!r} is an array of arrays or of an unknown type")
+        kind, length = self.u32(f"the type of {key!r}"), self.length(f"the length of {key!r}")
+        if kind == ARRAY:
+            raise self.broken("nested-array", f"{key!r} is an array of arrays, which llama.cpp does not read")
+        if kind != STRING and kind not in SCALARS:
+            raise self.broken("value-type", f"the elements of {key!r} have the undefined type {kind}")
         start = self.position
-        if kind == _STRING:
-            if length > min((self.size - start) // 8, self.elements_left):
-                raise self.broken(f"{key!r} claims {length} strings")
-            self.elements_left -= length
-            self.skip_strings(length, key)
-        else:
-            self.skip(length * struct.calcsize(_SCALARS[kind]), f"the array {key!r}")
+        least = self.width if kind == STRING else _SIZES[kind]
+        claim = f"{key!r} claims {length} {'strings' if kind == STRING else 'numbers'}"
+        if length > (_MAX_STRINGS if kind == STRING else _MAX_NUMBERS):
+            raise self.broken("array-length", f"{claim}, more than any real model has")
+        if length * least > self.size - start:
+            raise self.broken("array-length", f"{claim} and {self.size - start} bytes remain; get it again")
+        if kind != STRING:
+            self.skip(length * least, f"the array {key!r}")
+            return ArrayRef(kind, length, start, self.position - start)
+        self.strings_left -= length
+        if self.strings_left < 0:
+            raise self.broken(
+                "array-length", f"{key!r} and the arrays before it claim more than {_MAX_ALL_STRINGS} strings"
+            )
+        left, self.position = strings.skip(self.data, start, self.size, length, self.width, self.source.need)
+        if left:
+            raise self.broken(
+                "truncated-header",
+                f"it ends inside {key!r}, string {length - left} of {length}; get it again",
+            )
         return ArrayRef(kind, length, start, self.position - start)
 
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+    def alignment(self) -> int:
+        alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        is_number = type(alignment) is int and 0 < alignment <= _MAX_ALIGNMENT
+        if is_number and not alignment & (alignment - 1):
+            if self.types.get("general.alignment", UINT32) != UINT32:
+                self.note("alignment", "general.alignment is not a UINT32, as llama.cpp wants it")
+            return int(alignment)
+        self.note(
+            "alignment", f"its alignment {alignment!r} is not a power of two of at most {_MAX_ALIGNMENT}"
+        )
+        return DEFAULT_ALIGNMENT
+
+    def tensor(self) -> tuple[str, tuple[int, ...], int, int, tuple[int, int]]:
+        start = self.position
         name = self.string("a tensor's name", _MAX_NAME_BYTES)
-        n_dims = self.unpack("I", f"the dimensions of {name!r}")
+        if self.position - start - self.width >= _MAX_TENSOR_NAME_BYTES:
+            self.note("tensor-name", f"the name of tensor {name!r} is longer than llama.cpp's 63 bytes")
+        n_dims = self.u32(f"the dimensions of {name!r}")
         if not 1 <= n_dims <= _MAX_DIMS:
-            raise self.broken(f"tensor {name!r} has {n_dims} dimensions")
-        shape = tuple(self.unpack("Q", f"the shape of {name!r}") for _ in range(n_dims))[::-1]
-        kind, offset = self.unpack("I", f"the type of {name!r}"), self.unpack("Q", f"the offset of {name!r}")
+            raise self.broken(
+                "dimensions", f"tensor {name!r} has {n_dims} dimensions; 1 to {_MAX_DIMS} are possible"
+            )
+        shape = tuple(self.length(f"the shape of {name!r}") for _ in range(n_dims))[::-1]
+        kind, offset = self.u32(f"the type of {name!r}"), self.u64(f"the offset of {name!r}")
         if kind not in TENSOR_TYPES:
-            raise self.broken(f"tensor {name!r} has the unknown type {kind}")
-        _, block, _ = TENSOR_TYPES[kind]
-        if min(shape) < 1 or math.prod(shape) >= 1 << 63 or shape[-1] % block:
-            raise self.broken(f"tensor {name!r} has the impossible shape {shape}")
-        return name, shape, kind, offset
+            raise self.broken("tensor-type", f"tensor {name!r} has the undefined type {kind}{_origin(kind)}")
+        type_name, block, block_bytes = TENSOR_TYPES[kind]
+        n_params = math.prod(shape)
+        if min(shape) < 1 or n_params // block * block_bytes >= 1 << 63 or n_params >= 1 << 63:
+            raise self.broken("shape", f"tensor {name!r} has the impossible shape {shape}")
+        if shape[-1] % block:
+            raise self.broken(
+                "shape",
+                f"tensor {name!r} has the impossible shape {shape}: its rows are not whole {type_name} blocks of {block}",
+            )
+        return name, shape, kind, offset, (start, self.position)
 
     def place(
-        self, listed: list[tuple[str, tuple[int, ...], int, int]], start: int, alignment: int
+        self,
+        listed: list[tuple[str, tuple[int, ...], int, int, tuple[int, int]]],
+        start: int,
+        alignment: int,
     ) -> tuple[TensorInfo, ...]:
-        """Turn relative offsets into absolute ones once they are known to be aligned, in the file and apart."""
-        tensors, end, seen = [], 0, set[str]()
-        for name, shape, kind, offset in listed:
+        """Turn relative offsets into absolute ones; note what is unaligned, on or apart from the one before, or cut off."""
+        tensors, end, seen, is_cut = [], 0, set[str](), False
+        for name, shape, kind, offset, entry in listed:
             type_name, block, block_bytes = TENSOR_TYPES[kind]
             n_bytes = math.prod(shape) // block * block_bytes
             if name in seen:
-                raise self.broken(f"it has the tensor {name!r} twice")
-            if offset % alignment or offset < end:
-                raise self.broken(
-                    f"tensor {name!r} begins at {offset}, unaligned or inside the one before it"
+                self.note("duplicate-tensor", f"it has the tensor {name!r} twice")
+            expected = -(-end // alignment) * alignment
+            if offset % alignment:
+                self.note(
+                    "unaligned-tensor",
+                    f"tensor {name!r} begins at {offset} of the data, unaligned ({alignment} bytes)",
+                )
+            elif offset < expected:
+                self.note(
+                    "overlap",
+                    f"tensor {name!r} begins at {offset} of the data, inside the one before it, which ends at {end}",
+                )
+            elif offset > expected:
+                self.note(
+                    "gap",
+                    f"tensor {name!r} begins at {offset} of the data and not at {expected}: a gap of "
+                    f"{offset - expected} bytes, which llama.cpp refuses",
                 )
             end = offset + n_bytes
-            if start + end > self.size:
-                raise self.broken(
-                    f"it is cut short: {name!r} ends at byte {start + end} of {self.size}; get it again"
+            if start + end > self.size and not is_cut:
+                is_cut = True  # once: of a file that is cut short, all that follow are cut off too
+                self.note(
+                    "truncated-data",
+                    f"it is cut short: {name!r} ends at byte {start + end} of {self.size}; get it again",
                 )
             seen.add(name)
-            tensors.append(TensorInfo(name, shape, type_name, start + offset, n_bytes))
+            tensors.append(TensorInfo(name, shape, type_name, start + offset, n_bytes, entry))
         return tuple(tensors)
 
-    def unpack(self, code: str, what: str) -> Any:
-        start = self.position
-        self.skip(struct.calcsize(code), what)
-        if code == "?" and self.data[start] > 1:
-            raise self.broken(f"{what} is no true or false")
-        return struct.unpack_from("<" + code, self.data, start)[0]
-
-    def count(self, most: int, least_bytes: int, what: str) -> int:
-        count = int(self.unpack("Q", f"the number of {what}"))
+    def check_count(self, count: int, most: int, least_bytes: int, what: str) -> None:
         if count > min(most, (self.size - self.position) // least_bytes):
             raise self.broken(
-                f"it claims {count} {what} and has {self.size} bytes; it is cut short or damaged, get it again"
+                f"too-many-{what}",
+                f"it claims {count} {what} and has {self.size} bytes; it is cut short or damaged, get it again",
             )
-        return count
 
     def string(self, what: str, most: int) -> str:
-        n_bytes = self.unpack("Q", what)
+        n_bytes = self.length(f"the length of {what}")
         if n_bytes > most:
-            raise self.broken(f"{what} claims {n_bytes} bytes")
+            raise self.broken("string-length", f"{what} claims {n_bytes} bytes")
+        start = self.skip(n_bytes, what)
+        return bytes(self.data[start : self.position]).decode("utf-8", errors="replace")
+
+    def length(self, what: str) -> int:
+        return self.u32(what) if self.width == 4 else self.u64(what)
+
+    def u32(self, what: str) -> int:
+        start = self.skip(4, what)
+        return int(_U32.unpack_from(self.data, start)[0])
+
+    def u64(self, what: str) -> int:
+        start = self.skip(8, what)
+        return int(_U64.unpack_from(self.data, start)[0])
+
+    def skip(self, n_bytes: int, what: str) -> int:
+        """Move on by `n_bytes` that are there; return where they begin."""
         start = self.position
-        self.skip(n_bytes, what)
-        return self.data[start : self.position].decode("utf-8", errors="replace")
+        if n_bytes > self.size - start:
+            raise self.broken("truncated-header", f"it ends inside {what}; get it again")
+        self.position = start + n_bytes
+        self.source.need(self.position)
+        return start
 
-    def skip_strings(self, count: int, key: str) -> None:
-        # The one hot loop: 100,000 tokens and merges in some 20 ms, so no calls but the one to unpack.
-        unpack, data, position, last = (
-            struct.Struct("<Q").unpack_from,
-            self.data,
-            self.position,
-            self.size - 8,
-        )
-        for _ in range(count):
-            if position > last:
-                raise self.broken(f"it ends inside {key!r}; get it again")
-            position += 8 + unpack(data, position)[0]
-        if position > self.size:
-            raise self.broken(f"it ends inside {key!r}; get it again")
-        self.position = position
+    def note(self, code: str, message: str) -> None:
+        self.problems.append(Problem(code, message))
 
-    def skip(self, n_bytes: int, what: str) -> None:
-        if n_bytes > self.size - self.position:
-            raise self.broken(f"it ends inside {what}; get it again")
-        self.position += n_bytes
+    def broken(self, code: str, message: str) -> MalformedError:
+        return _malformed(self.path, Problem(code, message))
 
-    def broken(self, what: str) -> ArtifactError:
-        return ArtifactError(f"{self.path} cannot be used: {what}.")
+
+class _Tracer(_Reader):
+    """Notes every step of the pass."""
+
+    def __init__(self, source: ByteSource, path: Path) -> None:
+        super().__init__(source, path)
+        self.regions: list[Region] = []
+
+    def start(self) -> int:
+        version = super().start()
+        self.regions.insert(0, Region(0, len(MAGIC), "the magic number GGUF"))
+        return version
+
+    def skip(self, n_bytes: int, what: str) -> int:
+        start = super().skip(n_bytes, what)
+        if n_bytes:
+            self.regions.append(Region(start, self.position, what))
+        return start
+
+    def array(self, key: str) -> ArrayRef:
+        ref = super().array(key)
+        if ref.type == STRING and ref.n_bytes:
+            self.regions.append(Region(ref.offset, self.position, f"the strings of {key!r}"))
+        return ref
+
+
+def _origin(kind: int) -> str:
+    if kind in REMOVED_TYPES:
+        return f" ({REMOVED_TYPES[kind]}, which ggml has removed; quantize the original again)"
+    if kind >= FIRST_TYPE_OF_FORKS and kind < 1 << 16:
+        return " (of a fork such as ik_llama.cpp, which llama.cpp cannot load)"
+    return ""

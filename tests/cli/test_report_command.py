@@ -48,7 +48,7 @@ def test_a_report_needs_results_only(tmp_path: Path) -> None:
         (["none.jsonl"], 2, "there is no file none.jsonl; measure with"),
         (["empty.jsonl"], 2, "the results hold no record: it is empty"),
         (["results.jsonl", "--model", "nowhere"], 1, "nowhere"),
-        (["results.jsonl", "--gguf", "results.jsonl"], 1, "no GGUF file"),
+        (["results.jsonl", "--gguf", "results.jsonl"], 1, "not a GGUF file"),
         (["results.jsonl", "--samples", "none"], 2, "none cannot be read"),
         (["results.jsonl", "-o", "results.jsonl"], 1, "cannot write in results.jsonl"),
     ],

@@ -90,5 +90,5 @@ def test_a_gguf_file_is_told_as_the_reference_reader_reads_it(model_file: Path) 
 
 
 def test_another_file_is_refused(tiny_gpt2: Path) -> None:
-    with pytest.raises(ArtifactError, match="no GGUF file"):
+    with pytest.raises(ArtifactError, match="not a GGUF file"):
         read_gguf(tiny_gpt2 / "config.json")

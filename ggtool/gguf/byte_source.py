@@ -1,0 +1,51 @@
+"""Where the bytes of a GGUF file come from: a file that is mapped, bytes in memory, or a server that sends ranges.
+
+The header reader sees one thing: `data`, of which the bytes up to `stop` are there after `need(stop)`, and `size`, the
+length of the whole file. `ggtool.gguf.remote` has the third kind.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ggtool.errors import ArtifactError
+
+
+class ByteSource(Protocol):
+    """Random access to the first bytes of a file."""
+
+    # bytes, bytearray or mmap: what can be sliced and read by struct and numpy
+    data: Any
+    size: int
+
+    def need(self, stop: int) -> None:
+        """Make data[:stop] available; ArtifactError or HubError if it cannot be had."""
+
+
+class Memory:
+    """Bytes that are all there."""
+
+    def __init__(self, data: bytes | bytearray | mmap.mmap) -> None:
+        self.data, self.size = data, len(data)
+
+    def need(self, stop: int) -> None:
+        """Nothing to do."""
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Memory]:
+    """Map a file for as long as the block runs; ArtifactError if it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                yield Memory(b"")
+                return
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be opened: {error.strerror}.") from None
+    with data:
+        yield Memory(data)
