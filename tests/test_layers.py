@@ -33,6 +33,14 @@ HOUSE = {
         "backends",
         "calibration",
     },
+    "serve": {
+        "source",
+        "gguf",
+        "quantizers",
+        "backends",
+        "chat",
+        "evaluation",
+    },
     "report": {"results"},
     "publish": {"gguf", "results", "chat", "report"},
 }

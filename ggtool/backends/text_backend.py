@@ -35,8 +35,21 @@ class Vocabulary(Protocol):
         """The token that ends a text, if there is one."""
         ...
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens there are."""
+        ...
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Return the token ids of `text`."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that `token` stands for: part of a character, perhaps; nothing for a control token."""
+        ...
+
+    def is_control(self, token: int) -> bool:
+        """Tell whether `token` is a marker, such as the end of a text, and stands for no text."""
         ...
 
     def begin(self, ids: list[int]) -> list[int]:

@@ -10,7 +10,7 @@ from ggtool.quantizers.saved_folder import is_quantized_folder
 
 MODELS = Path("models")
 _LISTED = 8  # files named in an error, which is one line
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def find_model(path: Path | None, folder: Path = MODELS) -> Path:
@@ -51,6 +51,6 @@ def _ggufs(folder: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     # Links come last, so that a file goes by its own name, which tells its quant type.
     for path in sorted(folder.glob("*.gguf"), key=lambda path: (path.is_symlink(), path.name)):
-        if path.is_file() and not _LATER_PART.search(path.name):
+        if path.is_file() and not LATER_PART.search(path.name):
             found.setdefault(path.resolve(), path)
     return list(found.values())

@@ -1,16 +1,19 @@
 """A model's own chat template: Jinja source from a file nobody has checked, run in a sandbox.
 
 The sandbox gives a template what transformers gives it and nothing else. Message text cannot forge control
-tokens: where it spells one's name, the name is tokenized in two halves. What a template can still do is
-take long; that is not bounded here.
+tokens: where it spells one's name, the name is tokenized in two halves. The steps that a template may take are
+counted, and products of texts and numbers are bounded, so that it ends soon.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from types import FrameType
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
@@ -23,10 +26,14 @@ from jinja2.utils import Namespace
 from ggtool.backends.text_backend import Vocabulary
 from ggtool.errors import ArtifactError
 
-Message = Mapping[str, str]
+# Texts by key; of a conversation with tools also lists and objects, such as "tool_calls".
+Message = Mapping[str, Any]
 
 # A code point that Unicode will never assign; in a rendered prompt it marks where a name was cut.
 _CUT = "\ufdd0"
+# Lines of Python that one rendering may run: a few thousand do for a conversation; these take about a second.
+_MAX_STEPS = 1_000_000
+_MAX_CHARS = 1 << 24  # of a text that a template multiplies or renders
 _ADVICE = "`ggtool generate` continues plain text without it"
 
 
@@ -45,19 +52,37 @@ class ChatTemplate:
 
         Raises ArtifactError when the template refuses the conversation, fails, or reaches for what it must not.
         """
-        ids: list[int] = []
-        for part in self._render(messages).split(_CUT):
-            ids += self._vocabulary.tokenize(part, parse_special=True)
-        return self._vocabulary.begin(ids)
+        return self.render(messages)[1]
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> tuple[str, list[int]]:
+        """Return the text of a conversation and its token ids; tools and options are the template's variables.
+
+        Raises ArtifactError as `prompt` does.
+        """
         vocabulary = self._vocabulary
-        cut = [{**message, "content": self._cut_names(message)} for message in messages]
-        return _render(self._template, cut, vocabulary.name(vocabulary.bos), vocabulary.name(vocabulary.eos))
+        cut = [self._cut_names(message) for message in messages]
+        known = None if tools is None else [_cut_all(tool, self._forgeries) for tool in tools]
+        text = _render(
+            self._template,
+            cut,
+            vocabulary.name(vocabulary.bos),
+            vocabulary.name(vocabulary.eos),
+            known,
+            _cut_all(dict(options or {}), self._forgeries),
+        )
+        ids: list[int] = []
+        for part in text.split(_CUT):
+            ids += vocabulary.tokenize(part, parse_special=True)
+        return text.replace(_CUT, ""), vocabulary.begin(ids)
 
-    def _cut_names(self, message: Message) -> str:
+    def _cut_names(self, message: Message) -> Message:
         forgeries = self._own_forgeries if message["role"] == "assistant" else self._forgeries
-        return forgeries.sub(lambda match: match[0] + _CUT, message["content"])
+        return {key: value if key == "role" else _cut_all(value, forgeries) for key, value in message.items()}
 
 
 def render(source: str, messages: Sequence[Message], bos: str, eos: str) -> str:
@@ -77,16 +102,33 @@ def _compile(source: str) -> Template:
         ) from None
 
 
-def _render(template: Template, messages: Sequence[Message], bos: str, eos: str) -> str:
+def _cut_all(value: Any, forgeries: re.Pattern[str]) -> Any:
+    """Return `value` with the names in all its texts cut."""
+    if isinstance(value, str):
+        return forgeries.sub(lambda match: match[0] + _CUT, value)
+    if isinstance(value, Mapping):
+        return {key: _cut_all(one, forgeries) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut_all(one, forgeries) for one in value]
+    return value
+
+
+def _render(
+    template: Template,
+    messages: Sequence[Message],
+    bos: str,
+    eos: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    own = {"messages": list(messages), "tools": tools, "bos_token": bos, "eos_token": eos}
     try:
-        return template.render(
-            messages=list(messages),
-            add_generation_prompt=True,
-            bos_token=bos,
-            eos_token=eos,
-            tools=None,
-            documents=None,
-        )
+        with _bounded_steps():
+            return template.render(
+                **{"add_generation_prompt": True, "documents": None, **(options or {}), **own}
+            )
+    except _TooLongError as error:
+        raise ArtifactError(f"the model's chat template {error}; {_ADVICE}.") from None
     except SecurityError as error:
         raise ArtifactError(
             f"the model's chat template tried to leave its sandbox: {_one_line(error)}."
@@ -102,6 +144,30 @@ def _render(template: Template, messages: Sequence[Message], bos: str, eos: str)
         ) from None
 
 
+class _TooLongError(BaseException):
+    """Raised inside a template; no `except Exception` of a library's may swallow it."""
+
+
+@contextmanager
+def _bounded_steps() -> Iterator[None]:
+    """Count the lines of Python that this thread runs in the block, and end it when they are too many."""
+    steps = 0
+    before = sys.gettrace()
+
+    def trace(_frame: FrameType, _event: str, _argument: object) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > _MAX_STEPS:
+            raise _TooLongError("takes too long")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:
     """Match the first character of any of `names`, overlapping ones too; of none, nothing."""
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
@@ -109,7 +175,25 @@ def _any_of(names: Sequence[str]) -> re.Pattern[str]:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The stock sandbox turns an unsafe attribute into an undefined value, which can pass unseen; refuse it."""
+    """The stock sandbox turns an unsafe attribute into an undefined value, which can pass unseen; refuse it.
+
+    Products and powers are made here, within bounds.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Multiply or raise to a power what is not too large."""
+        if operator == "**" and not (abs(left) <= _MAX_CHARS and abs(right) <= 64):
+            raise SecurityError("a power that is too large")
+        for one, other in ((left, right), (right, left)):
+            if (
+                isinstance(one, str | list | tuple)
+                and isinstance(other, int)
+                and len(one) * other > _MAX_CHARS
+            ):
+                raise SecurityError("a text that is too long")
+        return super().call_binop(context, operator, left, right)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         raise SecurityError(f"access to {attribute!r} of {type(obj).__name__!r}")

@@ -156,7 +156,7 @@ def _target(spec: Spec, source: ModelSource | None, made: Mapping[Spec, MadeFile
         artifact = open_artifact(spec.what)
         name, revision = (source.model, source.revision) if source else (spec.what.stem, "")
         path = spec.what.resolve()
-        return Target(_format_of(artifact), spec.components, path, name, revision, artifact.sha256)
+        return Target(format_of(artifact), spec.components, path, name, revision, artifact.sha256)
     assert source is not None
     file = made.get(spec, MadeFile(source.folder.resolve(), source.sha256))
     # Under the name that was typed, a record says how its file was made.
@@ -184,7 +184,7 @@ def _with_saved_model(request: EvalRequest) -> EvalRequest:
     return replace(request, model=None, backends=[str(folder.resolve())])
 
 
-def _format_of(artifact: Artifact) -> Format:
+def format_of(artifact: Artifact) -> Format:
     """Return the row of the file's quant type; a file of a type that ggtool cannot make still runs."""
     known = FORMATS.get(GGUF_PREFIX + artifact.format.lower())
     return known or Format(artifact.format, "gguf", "llama_cpp", None, artifact.bpw)
@@ -212,7 +212,7 @@ def _tokenize_with_gguf(path: Path, text: Text) -> Tokens:
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as folder:
         written, ids = Path(folder) / "text.txt", Path(folder) / "tokens.npz"
         written.write_bytes(text.text.encode())
-        worker.run(TokenizeJob(_format_of(open_artifact(path)), path.resolve(), written, ids))
+        worker.run(TokenizeJob(format_of(open_artifact(path)), path.resolve(), written, ids))
         return Tokens.load(ids)
 
 

@@ -41,7 +41,7 @@ def wants_bos(tmp_path_factory):
 
 
 def rendered(vocabulary, source, messages=TALK):
-    return ChatTemplate(source, vocabulary)._render(messages)
+    return ChatTemplate(source, vocabulary).render(messages)[0]
 
 
 def spelled(vocabulary, ids):

@@ -106,7 +106,7 @@ class HuggingFaceBackend:
         module that gave a number which is not finite.
         """
         self._check_positions(tokens, start)
-        return cast(Logits, self._compute(tokens, len(tokens) - start, None).numpy())
+        return cast(Logits, self.next_logits(tokens, len(tokens) - start, None).numpy())
 
     def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
         """Yield the same logits in blocks of `n_rows`, the output head computed a block at a time.
@@ -146,7 +146,7 @@ class HuggingFaceBackend:
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
         """Yield the likeliest next token of each prompt, step by step, in one tensor with a KV cache of their own."""
-        cache = DynamicCache(config=self._config)
+        cache = self.new_cache()
         options = {"logits_to_keep": 1} if self._can_keep else {}
         ids = torch.tensor([self._checked(prompt) for prompt in prompts], device=self._device)
         for _ in range(n_predict):
@@ -176,6 +176,22 @@ class HuggingFaceBackend:
         return (
             f"{self._config.model_type} {self._format.backend}, {weight_bytes(self._model) / 2**20:.1f} MiB"
         )
+
+    def new_cache(self) -> DynamicCache:
+        """Return an empty cache for `next_logits`."""
+        return DynamicCache(config=self._config)
+
+    @property
+    def end_tokens(self) -> Sequence[int]:
+        """The ids that end a generation, maybe none."""
+        return self._end_tokens
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Return the mean (n_embd,) of the last hidden states of `tokens`, float32 on the CPU."""
+        ids = torch.tensor([self._checked(tokens)], device=self._device)
+        with torch.inference_mode():
+            hidden = self._model.base_model(ids, use_cache=False).last_hidden_state[0]
+            return cast(Tensor, hidden.float().mean(0).cpu())
 
     def reset(self) -> None:
         """Do nothing: no call leaves anything to forget."""
@@ -232,11 +248,11 @@ class HuggingFaceBackend:
 
     def _generate(self, prompt: list[int], params: SamplingParams) -> Generator[int, None, None]:
         self.stop_reason = None
-        cache = DynamicCache(config=self._config)
+        cache = self.new_cache()
         sampler = Sampler(params, prompt, self._end_tokens)
         pending, n_used = prompt, 0
         for made in range(1, params.n_predict + 1):
-            token = sampler.choose(self._compute(pending, 1, cache)[0])
+            token = sampler.choose(self.next_logits(pending, 1, cache)[0])
             n_used += len(pending)
             if token in self._end_tokens:
                 self.stop_reason = "eog"
@@ -252,8 +268,11 @@ class HuggingFaceBackend:
                 return
             pending = [token]
 
-    def _compute(self, tokens: Sequence[int], n_keep: int, cache: DynamicCache | None) -> Tensor:
-        """Return float32 logits (n_keep, n_vocab) on the CPU for the last positions of `tokens`."""
+    def next_logits(self, tokens: Sequence[int], n_keep: int, cache: DynamicCache | None) -> Tensor:
+        """Return float32 logits (n_keep, n_vocab) on the CPU for the last positions of `tokens`, which come behind `cache`.
+
+        Raises UsageError for ids outside the vocabulary, MeasureError as `logits` does.
+        """
         options = {"logits_to_keep": n_keep} if self._can_keep else {}
         ids = torch.tensor([self._checked(tokens)], device=self._device)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,6 +14,17 @@ from ggtool.errors import ArtifactError
 from ggtool.system.files import read_json
 
 _SPLIT = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte of each character that byte-level BPE writes it as: GPT-2's table."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
 
 
 class FolderVocabulary:
@@ -45,6 +59,41 @@ class FolderVocabulary:
     def name(self, token: int | None) -> str:
         """Return a token as the vocabulary spells it; "" for None."""
         return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """How many tokens there are, added ones included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def is_control(self, token: int) -> bool:
+        """Tell whether `token` is a marker and stands for no text."""
+        return token in self._controls
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that `token` stands for; nothing for a control token or an id without one."""
+        name = self._tokenizer.id_to_token(token)
+        if name is None or token in self._controls:
+            return b""
+        if token in self._added:
+            return name.encode()
+        if self._is_byte_level:
+            return bytes(_BYTES.get(character, 0x3F) for character in name)
+        if byte := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(byte[1], 16)])
+        return name.replace("\u2581", " ").encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _controls(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return frozenset(token for token, one in added if one.special)
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder"))
 
     def names_written_by(self, template: str) -> list[str]:
         """Return the names of control tokens, and of other added tokens that are in `template`."""

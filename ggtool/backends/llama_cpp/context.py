@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -24,14 +25,40 @@ _DECODE_ERRORS = {
 }
 
 
-def open_context(model: Pointer, n_ctx: int, options: LoadOptions, n_sequences: int = 1) -> Pointer:
+# What keys and values may be held as; llama.cpp needs flash attention for values below 16 bits, and chooses it then.
+KV_TYPES: Mapping[str, int] = MappingProxyType(
+    {
+        "f32": lib.GGML_TYPE_F32,
+        "f16": lib.GGML_TYPE_F16,
+        "bf16": 30,  # GGML_TYPE_BF16 of ggml.h, which the Python package does not name
+        "q8_0": lib.GGML_TYPE_Q8_0,
+        "q5_1": lib.GGML_TYPE_Q5_1,
+        "q5_0": lib.GGML_TYPE_Q5_0,
+        "q4_1": lib.GGML_TYPE_Q4_1,
+        "q4_0": lib.GGML_TYPE_Q4_0,
+        "iq4_nl": lib.GGML_TYPE_IQ4_NL,
+    }
+)
+
+
+def open_context(
+    model: Pointer,
+    n_ctx: int,
+    options: LoadOptions,
+    n_sequences: int = 1,
+    *,
+    n_batch: int = 0,
+    kv_type: str = "f16",
+) -> Pointer:
     """Open a context in which each of `n_sequences` has room for `n_ctx` tokens; free it with llama_free.
 
+    n_batch: the most tokens of one decode; 0 is all of the context, so that one decode gives all logits in one array.
     Raises UsageError with llama.cpp's reason when it cannot be had.
     """
     params = lib.llama_context_default_params()
     params.n_ctx = n_ctx * n_sequences
-    params.n_batch = params.n_ctx  # so that one decode gives all logits, in one array
+    params.n_batch = min(n_batch or params.n_ctx, params.n_ctx)
+    params.type_k = params.type_v = KV_TYPES[kv_type]
     params.n_ubatch = min(params.n_ctx, N_UBATCH)
     params.n_seq_max = n_sequences
     params.n_threads = params.n_threads_batch = options.threads

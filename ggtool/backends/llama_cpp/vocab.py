@@ -79,6 +79,10 @@ class Vocabulary:
         text: bytes = lib.llama_vocab_get_text(self._vocab, token)
         return text.decode("utf-8", "replace")
 
+    def is_control(self, token: int) -> bool:
+        """Tell whether `token` is a marker and stands for no text."""
+        return bool(lib.llama_vocab_get_attr(self._vocab, token) & _CONTROL)
+
     def is_eog(self, token: int) -> bool:
         """Tell whether `token` ends a generation."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token))

@@ -1,0 +1,236 @@
+"""A GGUF file under the scheduler: the slots are sequences of one llama.cpp context, each with a KV buffer of its own.
+
+Separate buffers (kv_unified off) and not one for all: a token then attends to its own text's cells alone, and what a
+text's numbers are does not depend on what else is served.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from ggtool.backends import LoadOptions, Logits, too_many_positions
+from ggtool.backends.llama_cpp import log as llama_log
+from ggtool.backends.llama_cpp.context import N_UBATCH, decode, open_context
+from ggtool.backends.llama_cpp.kv_cache import count_kv_cache
+from ggtool.backends.llama_cpp.model import open_model
+from ggtool.backends.llama_cpp.vocab import Vocabulary
+from ggtool.errors import ArtifactError, MeasureError, UsageError
+from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
+from ggtool.serve.engine.requests import ModelJob, RequestError
+
+_POSITION_TABLE = "position_embd.weight"
+_POOL_MEAN, _POOL_CLS, _POOL_LAST = 1, 2, 3
+
+
+class LlamaSequences:
+    """See `ggtool.serve.engine.sequences.Sequences`. Raises ArtifactError or UsageError when it cannot be loaded."""
+
+    def __init__(self, job: ModelJob) -> None:
+        artifact = open_artifact(Path(job.path))
+        self._header = artifact.header
+        self.n_sequences = job.slots
+        device = "cuda" if job.device == "cuda" else "cpu"
+        with ExitStack() as stack:
+            self._model = open_model(artifact, device=device)
+            stack.callback(lib.llama_model_free, self._model)
+            if lib.llama_model_has_encoder(self._model) or lib.llama_model_is_diffusion(self._model):
+                raise ArtifactError(
+                    f"{job.path} is a {self._header.architecture} model, which does not continue text."
+                )
+            self.vocabulary = Vocabulary(self._model)
+            self.n_vocab = self.vocabulary.n_tokens
+            self.end_tokens = self.vocabulary.eog_tokens
+            self.n_ctx = self._choose_n_ctx(artifact.path.name, job.n_ctx)
+            options = LoadOptions(self.n_ctx, job.threads, "cuda" if job.device == "cuda" else "cpu")
+            self._n_batch = max(N_UBATCH, job.slots)
+            self._context = open_context(
+                self._model, self.n_ctx, options, job.slots, n_batch=self._n_batch, kv_type=job.kv_type
+            )
+            stack.callback(lib.llama_free, self._context)
+            self._memory = lib.llama_get_memory(self._context)
+            if self._memory is None:
+                raise ArtifactError(
+                    f"{job.path} is a {self._header.architecture} model, which does not continue text."
+                )
+            n_cells = lib.llama_n_ctx(self._context)
+            self._kv_cache_bytes = count_kv_cache(self._model, self._header, n_cells, llama_log.lines())
+            self._apply_lora(job.lora)
+            self._cleanup = stack.pop_all()
+        self._weights_bytes = artifact.weights_bytes
+        self._lengths = [0] * job.slots
+        self._batch = _Batch(self._n_batch)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template in the file's metadata."""
+        template = self._header.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return description, kv_cache_bytes and weights_bytes."""
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self._model, buffer, len(buffer))
+        return {
+            "description": buffer.value.decode("utf-8", "replace"),
+            "kv_cache_bytes": self._kv_cache_bytes,
+            "weights_bytes": self._weights_bytes,
+        }
+
+    def extend(self, sequence: int, tokens: Sequence[int], *, wants_logits: bool) -> Logits | None:
+        """Append a piece of a prompt, cut at what llama.cpp computes at once."""
+        for start in range(0, len(tokens), self._n_batch):
+            piece = tokens[start : start + self._n_batch]
+            last = wants_logits and start + len(piece) == len(tokens)
+            self._append(sequence, piece, n_logits=1 if last else 0)
+        return self._rows(1)[0] if wants_logits else None
+
+    def step(self, tokens: Sequence[tuple[int, int]]) -> Sequence[Logits]:
+        """Append one token to each of several sequences in one decode."""
+        ids = [token for _, token in tokens]
+        sequences = [sequence for sequence, _ in tokens]
+        self._batch.fill(ids, [self._lengths[one] for one in sequences], sequences, len(ids))
+        self._decode(sequences)
+        for sequence in sequences:
+            self._lengths[sequence] += 1
+        return list(self._rows(len(ids)))
+
+    def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
+        """Yield logits in blocks; the pieces begin at multiples of 512 in an empty sequence, as in an evaluation."""
+        assert self._lengths[sequence] == 0
+        for start in range(0, len(tokens), N_UBATCH):
+            piece = tokens[start : start + N_UBATCH]
+            self._append(sequence, piece, n_logits=len(piece))
+            yield self._rows(len(piece))
+
+    def length(self, sequence: int) -> int:
+        """Return how many tokens a sequence holds."""
+        return self._lengths[sequence]
+
+    def keep(self, sequence: int, n: int) -> int:
+        """Cut a sequence back; recurrent models cannot step back to an earlier state and are emptied."""
+        if n < self._lengths[sequence]:
+            if not lib.llama_memory_seq_rm(self._memory, sequence, n, -1):
+                lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+                n = 0
+            self._lengths[sequence] = n
+        return self._lengths[sequence]
+
+    def copy(self, source: int, target: int, n: int) -> int:
+        """Copy the source's whole buffer, as llama.cpp can between buffers, and cut it back."""
+        self.keep(target, 0)
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._lengths[target] = self._lengths[source]
+        return self.keep(target, n)
+
+    def embed(self, sequence: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Pool the last hidden states as the file says: mean (the default), first or last token."""
+        self.keep(sequence, 0)
+        pooling = self._header.metadata.get(f"{self._header.architecture}.pooling_type", _POOL_MEAN)
+        lib.llama_set_embeddings(self._context, True)
+        try:
+            total, first, last = np.zeros(lib.llama_model_n_embd_out(self._model), np.float64), None, None
+            for start in range(0, len(tokens), self._n_batch):
+                piece = tokens[start : start + self._n_batch]
+                self._append(sequence, piece, n_logits=len(piece))
+                rows = np.ctypeslib.as_array(
+                    lib.llama_get_embeddings(self._context), (len(piece), len(total))
+                )
+                total += rows.sum(axis=0, dtype=np.float64)
+                first = rows[0].copy() if first is None else first
+                last = rows[-1].copy()
+        finally:
+            lib.llama_set_embeddings(self._context, False)
+            self.keep(sequence, 0)
+        assert first is not None
+        assert last is not None
+        pooled = {_POOL_CLS: first, _POOL_LAST: last}.get(pooling, total)
+        norm = float(np.linalg.norm(pooled))
+        vector: npt.NDArray[np.float32] = (pooled / norm if norm > 0 else pooled).astype(np.float32)
+        return vector
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        self._cleanup.close()
+
+    def _append(self, sequence: int, tokens: Sequence[int], n_logits: int) -> None:
+        start = self._lengths[sequence]
+        positions = range(start, start + len(tokens))
+        self._batch.fill(tokens, positions, [sequence] * len(tokens), n_logits)
+        self._decode([sequence])
+        self._lengths[sequence] += len(tokens)
+
+    def _decode(self, sequences: Sequence[int]) -> None:
+        try:
+            decode(self._context, self._batch.batch)
+        except MeasureError as error:
+            # What the failed batch left behind is unknown, so these sequences start over.
+            for sequence in sequences:
+                lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+                self._lengths[sequence] = 0
+            raise RequestError(500, str(error)) from None
+
+    def _rows(self, n: int) -> Logits:
+        rows: Logits = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (n, self.n_vocab))
+        return rows
+
+    def _choose_n_ctx(self, name: str, n_ctx: int) -> int:
+        trained: int = lib.llama_model_n_ctx_train(self._model)
+        if n_ctx > trained and any(tensor.name == _POSITION_TABLE for tensor in self._header.tensors):
+            raise too_many_positions(name, trained)
+        return n_ctx or min(trained, LONGEST_DEFAULT_N_CTX)
+
+    def _apply_lora(self, adapters: Sequence[tuple[str, float]]) -> None:
+        if not adapters:
+            return
+        handles = []
+        for path, _ in adapters:
+            llama_log.forget()
+            handle = lib.llama_adapter_lora_init(self._model, os.fsencode(path))
+            if not handle:
+                reason = llama_log.first_error() or "llama.cpp gave no reason"
+                raise UsageError(f"--lora {path} does not fit this model: {reason}.")
+            handles.append(handle)
+        pointers = (ctypes.c_void_p * len(handles))(*handles)
+        scales = (ctypes.c_float * len(handles))(*(scale for _, scale in adapters))
+        code = lib.llama_set_adapters_lora(self._context, pointers, len(handles), scales)
+        if code != 0:
+            raise UsageError(f"llama.cpp refused the adapters (code {code}).")
+
+
+class _Batch:
+    """A llama_batch whose arrays are numpy's, so that filling it for 512 tokens takes microseconds."""
+
+    def __init__(self, n: int) -> None:
+        self._tokens, self._positions = np.empty(n, np.int32), np.empty(n, np.int32)
+        self._sequences, self._flags = np.empty(n, np.int32), np.zeros(n, np.int8)
+        self._counts = np.ones(n, np.int32)
+        # An array of pointers, one to each token's sequence id.
+        self._pointers = self._sequences.ctypes.data + 4 * np.arange(n, dtype=np.uintp)
+        as_int32 = ctypes.POINTER(ctypes.c_int32)
+        self.batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(as_int32),
+            pos=self._positions.ctypes.data_as(as_int32),
+            n_seq_id=self._counts.ctypes.data_as(as_int32),
+            seq_id=self._pointers.ctypes.data_as(ctypes.POINTER(as_int32)),
+            logits=self._flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], n_logits: int
+    ) -> None:
+        """Set the batch's tokens; the last `n_logits` of them give logits."""
+        n = len(tokens)
+        self._tokens[:n], self._positions[:n], self._sequences[:n] = tokens, positions, sequences
+        self._flags[:n] = 0
+        self._flags[n - n_logits : n] = 1
+        self.batch.n_tokens = n
