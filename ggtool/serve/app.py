@@ -17,14 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ggtool.serve.api import chat, completions, messages, page, responses, status, tokens
+from ggtool.serve.api import chat, completions, messages, responses, status, tokens
 from ggtool.serve.api.errors import error_response
 from ggtool.serve.api.openapi import openapi
 from ggtool.serve.engine.requests import RequestError
 from ggtool.serve.pool import Pool
 from ggtool.serve.settings import Settings
 
-_OPEN_PATHS = ("/", "/health", "/page.js", "/page.css", "/icon.svg")
+_OPEN_PATHS = ("/health",)
 _CLIENT_GONE = 499  # nobody reads it; nginx's number for its log
 
 
@@ -37,10 +37,6 @@ def make_app(pool: Pool, settings: Settings) -> Starlette:
         await pool.close()
 
     routes = [
-        Route("/", page.index),
-        Route("/page.js", page.script),
-        Route("/page.css", page.style),
-        Route("/icon.svg", page.icon),
         Route("/health", status.health),
         Route("/metrics", status.metrics),
         Route("/openapi.json", openapi),

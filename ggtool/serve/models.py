@@ -20,8 +20,8 @@ from ggtool.gguf.model import open_artifact
 from ggtool.quantizers.format_spec import Spec, parse_backend
 from ggtool.quantizers.saved_folder import is_quantized_folder, saved_format
 from ggtool.source.resolve import ModelSource, resolve
-from ggtool.system.progress import Notify
 from ggtool.system.files import read_json
+from ggtool.system.progress import Notify
 
 _NAME = re.compile(r"[\w.:+@/-]{1,200}")
 

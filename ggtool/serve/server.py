@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 
 import uvicorn
@@ -47,4 +48,7 @@ def serve(pool: Pool, settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
         http="httptools",  # a streamed token is a chunk, and h11 takes three times as long for one
     )
+    # uvicorn raises the signal that ended it once more, behind its own handlers; an orderly end is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
     uvicorn.Server(config).run(sockets=[listener])

@@ -16,7 +16,10 @@ MODELS = ["demo", "fp32"]
 TALK = [{"role": "user", "content": "Where is Paris?"}]
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"enum": ["Paris", "Rome"]}, "people": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "properties": {
+        "city": {"enum": ["Paris", "Rome"]},
+        "people": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
     "required": ["city", "people"],
     "additionalProperties": False,
 }
@@ -44,7 +47,9 @@ def test_models_are_listed_in_order(client) -> None:
 def test_a_chat_and_its_stream_say_the_same(client, model) -> None:
     options = {"model": model, "messages": TALK, "max_tokens": 12, "seed": 5}
     whole = client.chat.completions.create(**options)
-    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content != ""
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
@@ -192,7 +197,9 @@ def test_tokens_there_and_back(server) -> None:
     text = "Paris é 日本 <|endoftext|>"
     for model in MODELS:
         plain = server.request("/tokenize", {"content": text, "model": model, "parse_special": False})[1]
-        assert server.request("/detokenize", {"tokens": plain["tokens"], "model": model})[1]["content"] == text
+        assert (
+            server.request("/detokenize", {"tokens": plain["tokens"], "model": model})[1]["content"] == text
+        )
         marked = server.request("/tokenize", {"content": text, "model": model})[1]
         assert marked["count"] < plain["count"]
 
@@ -243,7 +250,15 @@ def test_a_responses_probe_without_input(server) -> None:
 
 
 def test_anthropics_messages(claude) -> None:
-    options = {"model": "demo", "max_tokens": 6, "messages": TALK, "system": "Be brief.", "temperature": 0}
+    # The package has no temperature any more; the protocol has.
+    greedy = {"temperature": 0}
+    options = {
+        "model": "demo",
+        "max_tokens": 6,
+        "messages": TALK,
+        "system": "Be brief.",
+        "extra_body": greedy,
+    }
     made = claude.messages.create(**options)
     with claude.messages.stream(**options) as stream:
         streamed = stream.get_final_message()
@@ -254,9 +269,21 @@ def test_anthropics_messages(claude) -> None:
     assert counted.input_tokens == made.usage.input_tokens + made.usage.cache_read_input_tokens
 
 
+def test_anthropics_structured_output(claude) -> None:
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    made = claude.messages.create(model="demo", max_tokens=60, messages=TALK, output_config=form)
+    assert json.loads(made.content[0].text)["city"] in ("Paris", "Rome")
+
+
 def test_anthropics_tools(claude) -> None:
     tools = [{"name": "weather", "description": "Weather.", "input_schema": SCHEMA}]
-    options = {"model": "demo", "max_tokens": 80, "messages": TALK, "tools": tools, "tool_choice": {"type": "any"}}
+    options = {
+        "model": "demo",
+        "max_tokens": 80,
+        "messages": TALK,
+        "tools": tools,
+        "tool_choice": {"type": "any"},
+    }
     made = claude.messages.create(**options)
     (block,) = made.content
     assert (block.type, block.name, made.stop_reason) == ("tool_use", "weather", "tool_use")
@@ -269,6 +296,7 @@ def test_anthropics_tools(claude) -> None:
     assert claude.messages.create(model="demo", max_tokens=3, messages=turn, tools=tools).content
 
 
+@pytest.mark.slow
 def test_langchain(server) -> None:
     langchain_openai = pytest.importorskip("langchain_openai")
     model = langchain_openai.ChatOpenAI(
@@ -278,7 +306,9 @@ def test_langchain(server) -> None:
     assert "".join(chunk.text for chunk in model.stream("Where is Paris?"))
     place = model.with_structured_output({"title": "place", **SCHEMA}, method="json_schema").invoke("Where?")
     assert place["city"] in ("Paris", "Rome")
-    called = model.bind_tools([{"type": "function", "function": FUNCTION}], tool_choice="any").invoke("Weather?")
+    called = model.bind_tools([{"type": "function", "function": FUNCTION}], tool_choice="any").invoke(
+        "Weather?"
+    )
     assert called.tool_calls[0]["name"] == "weather"
 
 
@@ -299,11 +329,20 @@ def test_curl_reads_a_stream(server) -> None:
         ({"temperature": -1}, openai.BadRequestError, "temperature: "),
         ({"n": 1000}, openai.BadRequestError, "n: "),
         ({"messages": []}, openai.BadRequestError, "messages: "),
-        ({"messages": [{"role": "user", "content": "x " * 2000}]}, openai.BadRequestError, "the context holds 512"),
+        (
+            {"messages": [{"role": "user", "content": "x " * 2000}]},
+            openai.BadRequestError,
+            "the context holds 512",
+        ),
         ({"top_logprobs": 3}, openai.BadRequestError, "top_logprobs needs logprobs"),
         ({"logit_bias": {"1000000000": 1}}, openai.BadRequestError, "token 1000000000"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "no"}},
+                }
+            },
             openai.BadRequestError,
             "the schema or grammar cannot be used",
         ),

@@ -128,6 +128,8 @@ class AnswerParser:
             yield Text(text)  # no call of this form: the reader sees what the model wrote
 
     def _in_arguments(self) -> Iterator[Part]:
+        if self._depth == 0:
+            self._buffer = self._buffer.lstrip()  # blanks before the object are no part of it
         end = self._end_of_value()
         text, self._buffer = self._buffer[:end], self._buffer[end:]
         if text:

@@ -314,6 +314,19 @@ class CountBody(Body):
     tool_choice: AnthropicChoice | None = None
 
 
+class OutputFormat(BaseModel):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    schema_: BoundedObject = Field(alias="schema")
+
+
+class OutputConfig(BaseModel):
+    """What the answer looks like."""
+
+    format: OutputFormat | None = None
+
+
 class MessagesBody(CountBody):
     """POST /v1/messages."""
 
@@ -322,4 +335,5 @@ class MessagesBody(CountBody):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     stop_sequences: Annotated[list[StopText], Field(max_length=16)] | None = None
+    output_config: OutputConfig | None = None
     stream: bool | None = None

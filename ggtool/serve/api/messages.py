@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from ggtool.serve.api.answers import CallArguments, CallStart, Text, Thought
 from ggtool.serve.api.bodies import AnthropicBlock, AnthropicMessage, CountBody, MessagesBody
 from ggtool.serve.api.conversation import Finished, Question, Started, answers, call_arguments, count_tokens
-from ggtool.serve.api.generation import make_seed, named, read_body, stream, while_connected
+from ggtool.serve.api.generation import json_grammar, make_seed, named, read_body, stream, while_connected
 from ggtool.serve.api.tools import Function, Toolbox
 from ggtool.serve.api.usage import Usage
 from ggtool.serve.engine.requests import RequestError, Sampling
@@ -43,6 +43,7 @@ async def count(request: Request) -> Response:
 
 def _question(body: MessagesBody) -> Question:
     default = Sampling()
+    form = body.output_config.format if body.output_config is not None else None
     sampling = Sampling(
         temperature=default.temperature if body.temperature is None else body.temperature,
         top_p=default.top_p if body.top_p is None else max(body.top_p, 1e-6),
@@ -54,6 +55,7 @@ def _question(body: MessagesBody) -> Question:
         sampling=sampling,
         n_predict=body.max_tokens,
         stop=list(body.stop_sequences or ()),
+        grammar=json_grammar(form.schema_) if form is not None else None,
         toolbox=_toolbox(body),
     )
 
@@ -127,8 +129,8 @@ class _Blocks:
         self.blocks: list[dict[str, Any]] = []
         self.stop_reason = "end_turn"
 
-    def add(self, part: Text | Thought | CallStart | CallArguments) -> tuple[bool, dict[str, Any]]:
-        """Take a part; return whether it opens a block, and the delta it brings."""
+    def add(self, part: Text | Thought | CallStart | CallArguments) -> tuple[bool, dict[str, Any] | None]:
+        """Take a part; return whether it opens a block, and the delta it brings, if it brings one."""
         match part:
             case Text(text, _):
                 opened = self._open("text", {"type": "text", "text": ""})
@@ -141,7 +143,7 @@ class _Blocks:
             case CallStart(_, call, name):
                 self.blocks.append({"type": "tool_use", "id": call, "name": name, "input": {}})
                 self.arguments = ""
-                return True, {"type": "input_json_delta", "partial_json": ""}
+                return True, None
             case CallArguments(_, text):
                 self.arguments += text
                 self.blocks[-1]["input"] = call_arguments(self.arguments)
@@ -205,7 +207,8 @@ async def _stream(pool: Pool, body: MessagesBody, question: Question) -> AsyncGe
                     if index > 0:
                         yield _event("content_block_stop", index=index - 1)
                     yield _event("content_block_start", index=index, content_block=_empty(blocks.blocks[-1]))
-                yield _event("content_block_delta", index=index, delta=delta)
+                if delta is not None:
+                    yield _event("content_block_delta", index=index, delta=delta)
     if blocks.blocks:
         yield _event("content_block_stop", index=len(blocks.blocks) - 1)
     end = {"stop_reason": blocks.stop_reason, "stop_sequence": None}
