@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Literal, Protocol
 
-from ggtool.backends import SamplingParams
+from ggtool.backends import Logits, SamplingParams
 
 StopReason = Literal["eog", "length", "context"]
 
@@ -95,6 +95,10 @@ class TextBackend(Protocol):
     @property
     def description(self) -> str:
         """Architecture, size and format in a few words."""
+        ...
+
+    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
+        """Return float32 logits (len(tokens) - start, n_vocab), a view that the next call may overwrite."""
         ...
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:

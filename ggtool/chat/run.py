@@ -11,9 +11,8 @@ from typing import Literal
 
 from rich.console import Console
 
-from ggtool.backends import LoadOptions, SamplingParams
-from ggtool.backends.llama_cpp.backend import LlamaCppBackend
-from ggtool.backends.llama_cpp.model import gpu_offload
+from ggtool.backends import SamplingParams
+from ggtool.backends.load import load_model
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
@@ -21,7 +20,6 @@ from ggtool.chat.conversation import Conversation, open_conversation
 from ggtool.chat.find_model import find_model
 from ggtool.chat.output import write
 from ggtool.errors import UsageError
-from ggtool.system.machine import usable_cpus
 
 _UNTIL_THE_READER_LEAVES = suppress(BrokenPipeError)  # `| head` has what it wanted
 
@@ -105,25 +103,11 @@ def _open(
 ) -> Iterator[tuple[Path, TextBackend]]:
     check_sampling(params)  # before the seconds that loading may take
     found = find_model(path)
-    backend = (_open_saved if found.is_dir() else _open_gguf)(found, n_ctx, threads or usable_cpus(), device)
+    backend = load_model(found, n_ctx, threads, device)
     try:
         yield found, backend
     finally:
         backend.close()
-
-
-def _open_gguf(path: Path, n_ctx: int, threads: int, device: Device) -> TextBackend:
-    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
-    return LlamaCppBackend(None, path, LoadOptions(n_ctx, threads, where))
-
-
-def _open_saved(folder: Path, n_ctx: int, threads: int, device: Device) -> TextBackend:
-    from ggtool.backends.device import choose_device
-    from ggtool.backends.huggingface.backend import HuggingFaceBackend
-    from ggtool.quantizers.saved_folder import saved_format
-
-    fmt, _ = saved_format(folder)
-    return HuggingFaceBackend(fmt, folder, LoadOptions(n_ctx, threads, choose_device(device)))
 
 
 def _read_stdin() -> str:

@@ -115,7 +115,8 @@ def convert(
 
     [bold]ggtool convert --dry-run[/bold]
     """
-    from ggtool.calibration.make_gguf import ConvertRequest, make_gguf, plan_gguf
+    from ggtool import api
+    from ggtool.calibration.make_gguf import ConvertRequest, plan_gguf
     from ggtool.cli.console import notifier, progress_bar
 
     request = ConvertRequest(
@@ -148,7 +149,7 @@ def convert(
         _print_plans(plan_gguf(request, notify), as_json=json_)
         return
     with progress_bar(quiet=quiet) as update:
-        made = make_gguf(request, notify, update)
+        made = api.convert(request, notify=notify, progress=update)
     for note in made.files[0].plan.notes:
         notify(note)
     _print(made, as_json=json_)

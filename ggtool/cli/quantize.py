@@ -100,7 +100,8 @@ def quantize(
 
     [bold]ggtool quantize --model ./my-gpt2 --backend scratch-ternary --qat --data text.txt --minutes 10[/bold]
     """
-    from ggtool.calibration.make_folder import QuantizeRequest, make_folder
+    from ggtool import api
+    from ggtool.calibration.make_folder import QuantizeRequest
     from ggtool.cli.console import notifier, progress_bar, stderr
     from ggtool.quantizers.qat.make import Training
 
@@ -134,11 +135,11 @@ def quantize(
     )
     console = stderr(quiet=quiet)
     with progress_bar(quiet=quiet) as update:
-        made = make_folder(
+        made = api.quantize(
             request,
-            notifier(quiet=quiet),
-            update,
-            lambda point: console.print(describe_point(point), markup=False),
+            notify=notifier(quiet=quiet),
+            progress=update,
+            on_point=lambda point: console.print(describe_point(point), markup=False),
         )
     print_folder(made, as_json=json_)
 

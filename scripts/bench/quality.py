@@ -25,7 +25,7 @@ from ggtool.backends import Backend, LoadOptions, Logits, open_backend
 from ggtool.evaluation.metrics.divergence import Comparison, compare, summarize
 from ggtool.evaluation.metrics.windows import cut
 from ggtool.evaluation.plan import Plan, Target, plan
-from ggtool.evaluation.request import Request
+from ggtool.evaluation.request import EvalRequest
 from ggtool.system.atomic import atomic_output
 
 COLUMNS = ("loss", "reference_loss", "kld", "delta_p", "same_top")
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
-    request = Request(
+    request = EvalRequest(
         backends=flags.backend.split(","), model=flags.model, corpus=flags.corpus, reference=flags.reference,
         n_chunks=flags.chunks, n_ctx=flags.n_ctx, calibration=flags.calibration, device=flags.device,
         threads=flags.threads,

@@ -103,9 +103,10 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from ggtool.quantizers.components import find_matrices
-from ggtool.quantizers.mixed import float_model, measure_divergences
-from ggtool.quantizers.saved import make_quantizer
+from ggtool.quantizers.matrices import find_matrices
+from ggtool.calibration.torch_sensitivity import measure_divergences
+from ggtool.calibration.torch_survey import float_model
+from ggtool.quantizers.saving import make_quantizer
 torch.set_num_threads(1)
 quantizers = {"scratch-int3": make_quantizer("scratch-int3")}
 chunks = torch.arange(128).view(1, 128) % 200

@@ -186,7 +186,7 @@ import fcntl, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C is for the process that this is the terminal of
 from pathlib import Path
 from ggtool.backends import SamplingParams
-from ggtool.backends.llama_cpp import LlamaCppBackend
+from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.chat import run_chat
 
 generate = LlamaCppBackend.generate

@@ -67,7 +67,7 @@ def test_flags_count_before_the_file(tmp_path: Path) -> None:
 
 def test_presets_are_files_of_the_package() -> None:
     assert sorted(PRESETS) == ["gguf-ladder", "study"]
-    assert {path.name for path in files("ggtool").joinpath("presets").iterdir()} == {
+    assert {path.name for path in files("ggtool.evaluation").joinpath("presets").iterdir()} == {
         "gguf-ladder.yaml",
         "study.yaml",
     }

@@ -271,7 +271,7 @@ from pathlib import Path
 import torch
 from ggtool.evaluation.metrics.memory import PeakMeter
 from ggtool.quantizers.footprint import weight_bytes
-from ggtool.quantizers.saved import load_quantized
+from ggtool.quantizers.saving import load_quantized
 torch.set_num_threads(1)
 load_quantized(Path(sys.argv[1]))  # what libraries import and allocate at their first use
 torch.zeros(1 << 22).sum()

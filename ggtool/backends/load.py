@@ -1,0 +1,32 @@
+"""Open a model on disk for text: a GGUF file by llama.cpp, a saved folder by torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ggtool.backends import LoadOptions
+from ggtool.quantizers.saved_folder import is_quantized_folder, saved_format
+from ggtool.system.machine import usable_cpus
+
+if TYPE_CHECKING:
+    from ggtool.backends.text_backend import TextBackend
+
+
+def load_model(path: Path, n_ctx: int, threads: int, device: Literal["auto", "cpu", "cuda"]) -> TextBackend:
+    """Open `path`; n_ctx 0 is the model's own context, 4096 at most, and threads 0 all CPUs.
+
+    Raises ArtifactError or SourceError when it cannot be used, UsageError when the device or the context cannot be had.
+    """
+    threads = threads or usable_cpus()
+    if is_quantized_folder(path):
+        from ggtool.backends.device import choose_device
+        from ggtool.backends.huggingface.backend import HuggingFaceBackend
+
+        options = LoadOptions(n_ctx, threads, choose_device(device))
+        return HuggingFaceBackend(saved_format(path)[0], path, options)
+    from ggtool.backends.llama_cpp.backend import LlamaCppBackend
+    from ggtool.backends.llama_cpp.model import gpu_offload
+
+    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
+    return LlamaCppBackend(None, path, LoadOptions(n_ctx, threads, where))
