@@ -72,8 +72,8 @@ class Chromium:
         os.close(self._out)
         self._profile.cleanup()
 
-    def open(self, page: Path, width: int = 1400, *, height: int = 900, dark: bool = False) -> None:
-        """Load a file in a window of `width` CSS pixels, a phone's if that is narrow, and wait until it is there."""
+    def open(self, page: Path | str, width: int = 1400, *, height: int = 900, dark: bool = False) -> None:
+        """Load a file or an address in a window of `width` CSS pixels, a phone's if that is narrow, and wait until it is there."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -84,7 +84,7 @@ class Chromium:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
 
     def evaluate(self, expression: str) -> Any:
@@ -92,6 +92,23 @@ class Chromium:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def press(self, key: str, code: int, *, text: str = "", shift: bool = False) -> None:
+        """Press and release a key, by its DOM name and Windows' number of it."""
+        fields = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **fields)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **fields)
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def wait_until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true in the page."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, f"never true: {expression}"
+            time.sleep(0.05)
 
     def screenshot(self, clip: dict[str, float] | None = None) -> bytes:
         """Return what is seen as a PNG: the window, or `clip` (x, y, width, height) of the whole page."""

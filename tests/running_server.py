@@ -46,10 +46,15 @@ class Server:
         """Return how many slots of a model are in use."""
         return int(self.request("/health")[1]["loaded"].get(model, {"busy": 0})["busy"])
 
+    def children(self) -> list[int]:
+        """Return the process ids of the loaded models."""
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(child) for child in listed.split()]
+
     def child(self) -> int:
         """Return the process id of the only loaded model."""
-        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(child)
+        (child,) = self.children()
+        return child
 
 
 @contextmanager
@@ -76,7 +81,7 @@ def serving(folder: Path, arguments: Sequence[str]) -> Iterator[Server]:
 
 def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
     for _ in range(600):
-        if found := re.search(r"http://\S+(?=/v1 is the API)", log.read_text()):
+        if found := re.search(r"http://\S+(?=/ is the page)", log.read_text()):
             return found[0]
         if process.poll() is not None:
             break

@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, Row] = MappingProxyType(
         "quantize": Row("quantize", "quantize", "A checkpoint packed from scratch, in a folder of its own."),
         "chat": Row("chat", "chat", "Talk to a model in the terminal."),
         "generate": Row("chat", "generate", "Continue one text and exit."),
-        "serve": Row("serve", "serve", "Serve models over HTTP, as OpenAI and Anthropic do."),
+        "serve": Row("serve", "serve", "Serve models over HTTP, with a page to talk to them."),
         "eval": Row("eval", "eval_", "Measure perplexity, speed and memory of any formats."),
         "sweep": Row("sweep", "sweep", "Measure a whole experiment; a stopped one goes on."),
         "study": Row("study", "study", "Measure every format and write the report: one command."),

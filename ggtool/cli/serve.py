@@ -93,7 +93,7 @@ def serve(
     device: DeviceOption = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Serve models over HTTP: by OpenAI's and Anthropic's protocols.
+    """Serve models over HTTP: by OpenAI's and Anthropic's protocols, and a page at /.
 
     Examples:
     [bold]ggtool serve models/gpt2.gguf[/bold]
@@ -137,7 +137,7 @@ def serve(
     name = f"[{host}]" if ":" in host else host
     for model in found:
         notify(f"{model.name}  {model.format.backend}  {model.n_bytes / 2**20:.1f} MiB")
-    notify(f"http://{name}:{listener.getsockname()[1]}/v1 is the API; Ctrl-C stops the server.")
+    notify(f"http://{name}:{listener.getsockname()[1]}/ is the page, /v1 the API; Ctrl-C stops the server.")
     server.serve(Pool(found, settings), settings, listener)
 
 

@@ -17,14 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ggtool.serve.api import chat, completions, messages, responses, status, tokens
+from ggtool.serve.api import chat, completions, messages, page, responses, status, tokens
 from ggtool.serve.api.errors import error_response
 from ggtool.serve.api.openapi import openapi
 from ggtool.serve.engine.requests import RequestError
 from ggtool.serve.pool import Pool
 from ggtool.serve.settings import Settings
 
-_OPEN_PATHS = ("/health",)
+_OPEN_PATHS = (*page.FILES, "/health")  # the page asks its reader for the key
 _CLIENT_GONE = 499  # nobody reads it; nginx's number for its log
 
 
@@ -37,6 +37,7 @@ def make_app(pool: Pool, settings: Settings) -> Starlette:
         await pool.close()
 
     routes = [
+        *(Route(path, page.answer) for path in page.FILES),
         Route("/health", status.health),
         Route("/metrics", status.metrics),
         Route("/openapi.json", openapi),

@@ -121,6 +121,7 @@ def _checkpoint(name: str, model: str, spec: Spec, notify: Notify, threads: int)
             f"{fmt.name} needs a calibration text; make it with `ggtool quantize` and serve the folder."
         )
     if fmt.container == "gguf":
+        notify(f"Converting {source.name} to {fmt.backend}, or taking it from the cache.")
         return _gguf(name, _converted(source, spec, threads))
     return ServedModel(
         name,

@@ -79,10 +79,8 @@ async def answers(
                     parsers[index] = AnswerParser(calls=question.toolbox.is_used, in_thought=in_thought)
                     yield index, Started(event[2], event[3])
                 elif event[0] == "token":
-                    for part in parsers[index].feed(event[2]):
+                    for part in _with_scores([*parsers[index].feed(event[2])], event[3]):
                         yield index, part
-                    if event[3]:
-                        yield index, Text("", event[3])
                 elif event[0] == "end":
                     parser = parsers[index]
                     for part in [*parser.feed(event[3]), *parser.finish()]:
@@ -91,6 +89,15 @@ async def answers(
                     called = parser.n_calls and finish == "stop"
                     yield index, Finished("tool_calls" if called else finish, event[2])
     pool.count(usage)
+
+
+def _with_scores(parts: list[Part], scored: list[Any]) -> list[Part]:
+    """Return the parts of a token with its log-probability in the last text, or in an empty one of its own."""
+    if not scored:
+        return parts
+    if parts and isinstance(parts[-1], Text):
+        return [*parts[:-1], Text(parts[-1].text, scored)]
+    return [*parts, Text("", scored)]
 
 
 async def count_tokens(pool: Pool, model: str | None, question: Question) -> int:

@@ -104,10 +104,13 @@ class LlamaSequences:
         return list(self._rows(len(ids)))
 
     def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
-        """Yield logits in blocks; the pieces begin at multiples of 512 in an empty sequence, as in an evaluation."""
+        """Yield logits in blocks, all but the last position's, in pieces that begin at multiples of 512.
+
+        That is what an evaluation computes, to the size of the last piece: other sizes round otherwise.
+        """
         assert self._lengths[sequence] == 0
-        for start in range(0, len(tokens), N_UBATCH):
-            piece = tokens[start : start + N_UBATCH]
+        for start in range(0, len(tokens) - 1, N_UBATCH):
+            piece = tokens[start : min(start + N_UBATCH, len(tokens) - 1)]
             self._append(sequence, piece, n_logits=len(piece))
             yield self._rows(len(piece))
 

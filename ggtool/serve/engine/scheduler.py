@@ -165,6 +165,8 @@ class Scheduler:
         self._emit("started", request.id, len(prompt), shared, opening)
         if needs_scores:
             slot.scoring = self._sequences.score(sequence, prompt)
+            slot.scored.append(describe_token(self._vocabulary, prompt[0], 0, None))
+            slot.decode(prompt[0])
         elif request.echo:
             self._echo(slot)
         if request.n_predict == 0 and not needs_scores:
@@ -224,15 +226,15 @@ class Scheduler:
         return len(piece)
 
     def _score_piece(self, slot: Slot) -> int:
-        """Score the next block of an echoed prompt; its last row is what the first new token is drawn from."""
+        """Score the next block of an echoed prompt."""
         assert slot.scoring is not None
-        rows = next(slot.scoring)
+        rows = next(slot.scoring, None)
+        if rows is None:  # the last token is still to be read, for the logits behind it
+            self._finish_scoring(slot, None)
+            return 0
         first = slot.n_scored
-        n_top = slot.request.logprobs or 0
-        if first == 0:
-            slot.scored.append(describe_token(self._vocabulary, slot.tokens[0], slot.offset, None))
-            slot.decode(slot.tokens[0])
         targets = slot.tokens[first + 1 : first + 1 + len(rows)]
+        n_top = slot.request.logprobs or 0
         for token, scored in zip(
             targets, self._scorer.score(rows[: len(targets)], targets, n_top), strict=True
         ):
@@ -242,15 +244,18 @@ class Scheduler:
             slot.decode(token)
         slot.n_scored += len(rows)
         if slot.n_scored == slot.n_prompt:
-            last = np.array(rows[-1])
-            slot.scoring = None
-            self._emit("prompt", slot.request.id, self._prompt_text(slot), slot.scored)
-            slot.scored = []
-            if slot.request.n_predict == 0:
-                self._end(slot, "length", "")
-            else:
-                self._sample(slot, last)
+            self._finish_scoring(slot, np.array(rows[-1]))
         return len(rows)
+
+    def _finish_scoring(self, slot: Slot, last: Logits | None) -> None:
+        """Send the scored prompt and go on from the logits behind it, if they are there already."""
+        slot.scoring = None
+        self._emit("prompt", slot.request.id, self._prompt_text(slot), slot.scored)
+        slot.scored = []
+        if slot.request.n_predict == 0:
+            self._end(slot, "length", "")
+        elif last is not None:
+            self._sample(slot, last)
 
     def _echo(self, slot: Slot) -> None:
         scored = []

@@ -51,9 +51,9 @@ class Sequences(Protocol):
         ...
 
     def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
-        """Yield the logits of all positions of a text in blocks (n, n_vocab), computed as `ggtool eval` does.
+        """Yield the logits of a text's positions in blocks (n, n_vocab), computed as `ggtool eval` does.
 
-        The sequence is empty before; `length` tells what it holds afterwards.
+        The last position may be left out. The sequence is empty before; `length` tells what it holds afterwards.
         """
         ...
 
