@@ -9,12 +9,22 @@ from pathlib import Path
 
 from ggtool.corpus.named import NAMED, NamedCorpus, load_named
 from ggtool.corpus.text import Text, make_text, read_file
-from ggtool.corpus.tokens import TokenIds, Tokens, detokenize, tokenize
+from ggtool.corpus.tokens import TokenIds, Tokens, detokenize, load_tokenizer, tokenize
 from ggtool.errors import SourceError, UsageError
 from ggtool.source.resolve import BUNDLED_NAME, bundled
 from ggtool.system.progress import Notify
 
-__all__ = ["NAMED", "NamedCorpus", "Text", "TokenIds", "Tokens", "detokenize", "load_text", "tokenize"]
+__all__ = [
+    "NAMED",
+    "NamedCorpus",
+    "Text",
+    "TokenIds",
+    "Tokens",
+    "detokenize",
+    "load_text",
+    "load_tokenizer",
+    "tokenize",
+]
 
 HELDOUT_NAME = "heldout.txt"
 DEFAULT_CORPUS = "wikitext2"

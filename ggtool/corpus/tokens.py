@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ggtool.errors import SourceError
 from ggtool.source.resolve import ModelSource
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -59,12 +63,7 @@ def tokenize(text: str, source: ModelSource) -> Tokens:
     path = source.folder / "tokenizer.json"
     if not path.exists():
         return _tokenize_slowly(text, source)
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
-        raise SourceError(f"{path} is no tokenizer: {error}") from None
+    tokenizer = load_tokenizer(path)
     tokenizer.encode_special_tokens = True
     encoding = tokenizer.encode(text)
     return _tokens(text, encoding.ids, encoding.offsets, tokenizer.encode("").ids)
@@ -77,9 +76,25 @@ def detokenize(ids: Sequence[int], source: ModelSource) -> str:
         from transformers import AutoTokenizer
 
         return str(AutoTokenizer.from_pretrained(source.folder, local_files_only=True).decode(list(ids)))
+    return str(load_tokenizer(path).decode(list(ids), skip_special_tokens=False))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer.json that gives a text all of its ids, and always the same; SourceError if it is none.
+
+    A file may hold what its last user had set: a length to cut texts to, one to pad them to, merges left out by chance.
+    """
     from tokenizers import Tokenizer
 
-    return str(Tokenizer.from_file(str(path)).decode(list(ids), skip_special_tokens=False))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
+        raise SourceError(f"{path} is no tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
 def _tokenize_slowly(text: str, source: ModelSource) -> Tokens:

@@ -49,6 +49,34 @@ def test_wikitext_rows_become_the_original_file() -> None:
     assert NAMED["wikitext2"].join(rows) == original.read_bytes().decode()
 
 
+def test_what_a_tokenizer_was_last_used_with_cuts_no_text(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """A length to cut or pad texts to, and merges left out by chance, are saved in tokenizer.json."""
+    from ggtool.backends.huggingface.vocab import FolderVocabulary
+    from ggtool.quantizers.qat.data import _tokenizer
+
+    text = "The harbour of São Paulo, in 1987. " * 20
+    wanted = tokenize(text, from_folder(tiny_gpt2))
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "model")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    pad = {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    for changes in ({"truncation": cut}, {"padding": pad}, {"model": {**data["model"], "dropout": 0.9}}):
+        (folder / "tokenizer.json").write_text(json.dumps({**data, **changes}))
+        found = tokenize(text, from_folder(folder))
+        assert found.ids.tolist() == wanted.ids.tolist(), changes
+        assert found.n_bytes.sum() == len(text.encode())
+        assert FolderVocabulary(folder).tokenize(text) == wanted.ids.tolist()
+        assert _tokenizer(from_folder(folder)).encode(text).ids == wanted.ids.tolist()
+        assert len(tokenize("a", from_folder(folder)).ids) == 1
+
+
 def test_the_quick_tokenizer_agrees_with_transformers(tiny_gpt2: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggtool.corpus import load_tokenizer
 from ggtool.errors import SourceError, UsageError
 from ggtool.source.resolve import ModelSource
 from ggtool.system.atomic import atomic_output
@@ -109,17 +110,12 @@ def _epoch(n_tokens: int, n_ctx: int, seed: int, epoch: int) -> npt.NDArray[np.i
 
 
 def _tokenizer(source: ModelSource) -> Any:
-    from tokenizers import Tokenizer
-
     path = source.folder / "tokenizer.json"
     if not path.exists():
         raise SourceError(
             f"{source.folder} has no tokenizer.json; save its tokenizer with transformers once."
         )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
-        raise SourceError(f"{path} is no tokenizer: {error}") from None
+    return load_tokenizer(path)
 
 
 def _end_token(source: ModelSource) -> int | None:
