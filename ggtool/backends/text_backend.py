@@ -52,6 +52,14 @@ class Vocabulary(Protocol):
         """Tell whether `token` is a marker, such as the end of a text, and stands for no text."""
         ...
 
+    def spans(self, text: str) -> list[int | str]:
+        """Cut a text at the names of control tokens: the tokens, and the stretches of text between them."""
+        ...
+
+    def tokenize_inside(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on within a word or line: no space is put in front of it."""
+        ...
+
     def begin(self, ids: list[int]) -> list[int]:
         """Return the ids of a text to be continued, with BOS in front if the model wants it."""
         ...

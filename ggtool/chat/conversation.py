@@ -65,7 +65,7 @@ class Transcript:
         """Append `entry` to the text so far."""
         if not self._tokens:
             return self._vocabulary.begin(self._vocabulary.tokenize(self._opening + entry))
-        return [*self._tokens, *(self._vocabulary.tokenize(f"\n{entry}") if entry else ())]
+        return [*self._tokens, *(self._vocabulary.tokenize_inside(f"\n{entry}") if entry else ())]
 
     def add(self, entry: str, answer: Answer) -> None:
         """Remember an entry and its continuation."""

@@ -1,7 +1,7 @@
 """A model's own chat template: Jinja source from a file nobody has checked, run in a sandbox.
 
 The sandbox gives a template what transformers gives it and nothing else. Message text cannot forge control
-tokens: where it spells one's name, the name is tokenized in two halves. The steps that a template may take are
+tokens: what a message says has the token ids that it has where special tokens are not read. The steps that a template may take are
 counted, and products of texts and numbers are bounded, so that it ends soon.
 """
 
@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
 from typing import Any, NoReturn
@@ -29,8 +30,10 @@ from ggtool.errors import ArtifactError
 # Texts by key; of a conversation with tools also lists and objects, such as "tool_calls".
 Message = Mapping[str, Any]
 
-# A code point that Unicode will never assign; in a rendered prompt it marks where a name was cut.
-_CUT = "\ufdd0"
+# Code points that Unicode will never assign. In a rendered prompt they stand within a name that a message spells, which
+# is then no name: of a control token, which is text where special tokens are not read, or of one that is found in any.
+_TEXT, _CUT = "\ufdd0", "\ufdd1"
+_MARKS = re.compile(f"[{_TEXT}{_CUT}]")
 # Lines of Python that one rendering may run: a few thousand do for a conversation; these take about a second.
 _MAX_STEPS = 1_000_000
 _MAX_CHARS = 1 << 24  # of a text that a template multiplies or renders
@@ -42,9 +45,11 @@ class ChatTemplate:
 
     def __init__(self, source: str, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._forgeries = _any_of(vocabulary.names_written_by(source))
+        controls = vocabulary.names_written_by("")
+        others = set(vocabulary.names_written_by(source)) - set(controls)
+        self._forgeries = _Forgeries(_any_of(controls), _any_of(sorted(others)))
         # What the model wrote itself may hold markers that are no control tokens, such as those of its thoughts.
-        self._own_forgeries = _any_of(vocabulary.names_written_by(""))
+        self._own_forgeries = _Forgeries(_any_of(controls), _any_of([]))
         self._template = _compile(source)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -75,10 +80,28 @@ class ChatTemplate:
             known,
             _cut_all(dict(options or {}), self._forgeries),
         )
+        plain = _MARKS.sub("", text)
+        if plain == text:
+            return text, vocabulary.begin(vocabulary.tokenize(text, parse_special=True))
         ids: list[int] = []
-        for part in text.split(_CUT):
-            ids += vocabulary.tokenize(part, parse_special=True)
-        return text.replace(_CUT, ""), vocabulary.begin(ids)
+        for span in vocabulary.spans(text):
+            ids += [span] if isinstance(span, int) else self._tokenize_span(span)
+        return plain, vocabulary.begin(ids)
+
+    def _tokenize_span(self, span: str) -> list[int]:
+        """Return the ids of text between two control tokens, in which names of others are marked."""
+        vocabulary = self._vocabulary
+        first, *rest = span.replace(_TEXT, "").split(_CUT)
+        ids = [*vocabulary.tokenize(first), *(i for part in rest for i in vocabulary.tokenize_inside(part))]
+        if any(
+            map(vocabulary.is_control, ids)
+        ):  # what the pieces of a name are merged into may be the token itself
+            first, *rest = _MARKS.split(span)
+            ids = [
+                *vocabulary.tokenize(first),
+                *(i for part in rest for i in vocabulary.tokenize_inside(part)),
+            ]
+        return ids
 
     def _cut_names(self, message: Message) -> Message:
         forgeries = self._own_forgeries if message["role"] == "assistant" else self._forgeries
@@ -102,10 +125,25 @@ def _compile(source: str) -> Template:
         ) from None
 
 
-def _cut_all(value: Any, forgeries: re.Pattern[str]) -> Any:
-    """Return `value` with the names in all its texts cut."""
+@dataclass(frozen=True)
+class _Forgeries:
+    """Names that a message may spell but not use: of control tokens, and of others that are found in any text."""
+
+    controls: re.Pattern[str]
+    others: re.Pattern[str]
+
+    def mark(self, text: str) -> str:
+        """Return `text` with a mark behind the first character of each name."""
+        text = _MARKS.sub("", text)
+        marks = {match.start(): _TEXT for match in self.controls.finditer(text)}
+        marks |= {match.start(): _CUT for match in self.others.finditer(text)}
+        return "".join(letter + marks.get(at, "") for at, letter in enumerate(text)) if marks else text
+
+
+def _cut_all(value: Any, forgeries: _Forgeries) -> Any:
+    """Return `value` with the names in all its texts marked."""
     if isinstance(value, str):
-        return forgeries.sub(lambda match: match[0] + _CUT, value)
+        return forgeries.mark(value)
     if isinstance(value, Mapping):
         return {key: _cut_all(one, forgeries) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -185,7 +185,7 @@ def _prepare(
         # llama.cpp answers in a process of its own; meanwhile this one reads the vocabulary.
         types = pool.submit(choose_types, model.facts, shapes, formats, options, dry=shapes_only)
         values = model.values
-    design = lay_out(values, shapes, types.result(), formats, options, dry=shapes_only)
+    design = lay_out(values, shapes, types.result(), formats, options, dry=shapes_only, notes=model.notes)
     return ([] if options.vocab_only else model.tensors), design
 
 

@@ -56,16 +56,17 @@ def lay_out(
     options: Options,
     *,
     dry: bool = False,
+    notes: Sequence[str] = (),
 ) -> Design:
     """Design one file per format for a model of these keys, tensor shapes (numpy's order) and `choose_types`' types.
 
-    `dry` takes an importance matrix for granted wherever one is needed. Raises UsageError for a request that cannot be met, such as a type that lacks its importance data.
+    `notes` on the model come before those on its files. `dry` takes an importance matrix for granted wherever one is needed. Raises UsageError for a request that cannot be met, such as a type that lacks its importance data.
     """
     values = override(values, options.name, options.metadata)
     n_ctx, kv_cache_bytes = count_kv_cache(values)
     if options.vocab_only:
         files = [(FileLayout(row, encode(pack({**values, **format_keys(row)}), ()), ()),) for row in formats]
-        return Design(tuple(files), n_ctx, 0, {}, ())
+        return Design(tuple(files), n_ctx, 0, {}, tuple(notes))
     importance: Importance = {}
     missing: list[str] = []
     if options.imatrix is not None:
@@ -76,7 +77,7 @@ def lay_out(
         _check_importance(types[row.name], importance, row, options)
     pairs = pack(values if options.imatrix is None else {**values, **options.imatrix.keys()})
     parts = tuple(_parts(pairs, shapes, types[row.name], row, options) for row in formats)
-    return Design(parts, n_ctx, kv_cache_bytes, importance, _notes(missing, options))
+    return Design(parts, n_ctx, kv_cache_bytes, importance, (*notes, *_notes(missing, options)))
 
 
 def part_paths(path: Path, n_parts: int) -> list[Path]:

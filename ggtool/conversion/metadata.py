@@ -115,8 +115,7 @@ def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, GGUFValue]:
     return dict(writer.kv_data[0])
 
 
-def _further(values: Mapping[str, int | bool], writer: GGUFWriter) -> None:
+def _further(values: Mapping[str, int | bool | str], writer: GGUFWriter) -> None:
     for key, value in values.items():
-        writer.add_key_value(
-            key, value, GGUFValueType.BOOL if isinstance(value, bool) else GGUFValueType.UINT32
-        )
+        kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, str: GGUFValueType.STRING}
+        writer.add_key_value(key, value, kinds[type(value)])

@@ -20,17 +20,29 @@ from ggtool.source.resolve import ModelSource
 class Model:
     """Keys with their values in the order they are written, and tensors in theirs.
 
-    facts: every key but the vocabulary's. read_vocabulary: reads those, which takes longer than all the rest.
+    Attributes:
+        facts: every key but the vocabulary's.
+        read_vocabulary: reads those and what the user should know about them; it takes longer than all the rest.
+
     """
 
     facts: Mapping[str, GGUFValue]
     tensors: list[ModelTensor]
-    read_vocabulary: Callable[[], Mapping[str, GGUFValue]]
+    read_vocabulary: Callable[[], tuple[Mapping[str, GGUFValue], tuple[str, ...]]]
 
     @cached_property
     def values(self) -> Mapping[str, GGUFValue]:
         """Every key; the vocabulary is read when this is first asked for, and SourceError says what is wrong with it."""
-        return {**self.facts, **self.read_vocabulary()}
+        return {**self.facts, **self._vocabulary[0]}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know; read with the vocabulary."""
+        return self._vocabulary[1]
+
+    @cached_property
+    def _vocabulary(self) -> tuple[Mapping[str, GGUFValue], tuple[str, ...]]:
+        return self.read_vocabulary()
 
 
 def read_model(
@@ -44,14 +56,13 @@ def read_model(
     row = find_architecture(source.config)
     if row is None:
         name = architecture_name(source.config)
-        return Model(*convert_to_floats(source, name, progress, shapes_only=shapes_only), dict)
+        return Model(*convert_to_floats(source, name, progress, shapes_only=shapes_only), lambda: ({}, ()))
     config = flatten(source.config)
     hparams = read_hparams(row, config)
     tensors = model_tensors(row, hparams, config, source.weights)
 
-    def keys() -> Mapping[str, GGUFValue]:
-        return vocabulary_keys(
-            read_vocabulary(source.folder, config, int(hparams["n_vocab"]), row.vocabulary)
-        )
+    def keys() -> tuple[Mapping[str, GGUFValue], tuple[str, ...]]:
+        vocabulary = read_vocabulary(source.folder, config, int(hparams["n_vocab"]), row.vocabulary)
+        return vocabulary_keys(vocabulary), vocabulary.notes
 
     return Model(collect(source, row, hparams, tensors), tensors, keys)

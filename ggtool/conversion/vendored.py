@@ -26,13 +26,13 @@ from gguf.gguf_writer import GGUFValue
 from ggtool.conversion.float_gguf import read_floats
 from ggtool.conversion.metadata import named_folder
 from ggtool.conversion.tensors import ModelTensor
-from ggtool.conversion.vocab import pre_tokenizer_name
+from ggtool.conversion.vocab import find_pre_tokenizer, read_tokenizer_json
 from ggtool.errors import OutputError, SourceError
 from ggtool.source.resolve import ModelSource
 from ggtool.source.safetensors import FLOAT_TYPES
 from ggtool.system.atomic import scratch_file
 from ggtool.system.cache import cache_folder
-from ggtool.system.files import file_sha256, read_json
+from ggtool.system.files import file_sha256
 
 _VARIABLE = "GGTOOL_LLAMA_CPP"
 _SCRIPT = "convert_hf_to_gguf.py"
@@ -183,17 +183,7 @@ def _size(path: Path, most: int) -> int:
 
 
 def _known_pre(source: ModelSource) -> str:
-    path = source.folder / "tokenizer.json"
-    if not path.exists():
-        return ""
-    data = read_json(path)
-    model = data.get("model")
     try:
-        return pre_tokenizer_name(
-            data.get("pre_tokenizer"),
-            str(path),
-            ignore_merges=isinstance(model, dict) and bool(model.get("ignore_merges")),
-            normalizer=data.get("normalizer"),
-        )
+        return find_pre_tokenizer(read_tokenizer_json(source.folder / "tokenizer.json")).name
     except SourceError:
         return ""  # the converter may know more

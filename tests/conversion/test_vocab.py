@@ -11,7 +11,13 @@ import pytest
 from gguf import SpecialVocab
 from tiny_models import N_VOCAB
 
-from ggtool.conversion.vocab import Vocabulary, pre_tokenizer_name, read_vocabulary, seems_control
+from ggtool.conversion.vocab import (
+    Vocabulary,
+    find_pre_tokenizer,
+    read_tokenizer_json,
+    read_vocabulary,
+    seems_control,
+)
 from ggtool.errors import SourceError
 from ggtool.system.files import read_json
 
@@ -56,7 +62,7 @@ def test_added_tokens_have_the_type_their_use_asks_for(folder: Path) -> None:
     ]
     edit(folder / "tokenizer.json", added_tokens=added)
     found = read(folder, 516)
-    assert found.tokens[511:] == ["<|endoftext|>", "<|im_start|>", "  tab", "[PAD514]", "[PAD515]"]
+    assert found.tokens[511:] == ["<|endoftext|>", "<|im_start|>", "▁▁tab", "[PAD514]", "[PAD515]"]
     assert found.types[510:] == [1, 3, 3, 4, 5, 5]
 
 
@@ -76,6 +82,9 @@ def test_what_goes_around_a_text_is_the_post_processors_word(folder: Path) -> No
     assert read(folder).added == {"bos": True, "eos": False}
     edit(folder / "tokenizer.json", post_processor=None)
     assert read(folder).added == {"bos": False, "eos": False}
+    # transformers takes no other file's word for it where there is a tokenizer.json.
+    edit(folder / "tokenizer_config.json", add_bos_token=True, add_eos_token=True)
+    assert read(folder).added == {}
     edit(folder / "tokenizer_config.json", add_bos_token=None, add_eos_token=None)
     assert read(folder).added == {}
 
@@ -83,18 +92,21 @@ def test_what_goes_around_a_text_is_the_post_processors_word(folder: Path) -> No
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, 'does not know: {"type": "Whitespace"}'),
-        ("tokenizer.json", {"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "pre-tokenizer"),
-        ("tokenizer.json", {"pre_tokenizer": {**BYTE_LEVEL, "use_regex": False}}, "pre-tokenizer"),
-        ("tokenizer.json", {"pre_tokenizer": None}, "pre-tokenizer that ggtool does not know: null"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, 'has no other BPE: {"type": "Whitespace"}'),
+        ("tokenizer.json", {"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "no name for"),
+        ("tokenizer.json", {"pre_tokenizer": {**BYTE_LEVEL, "use_regex": False}}, "no name for"),
+        ("tokenizer.json", {"pre_tokenizer": None}, "has no other BPE: null"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "a normalizer"),
         ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "type Unigram"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "no merges"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": ["a b"]}}, "one id to two"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": ["a b"]}}, "token id 'x'"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": ["a b"]}}, "token id -1"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "no merges, and llama.cpp needs some"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 0, "ab": 1}, "merges": ["a b"]}}, "one id to two"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": "x", "b": 1, "ab": 2}, "merges": ["a b"]}}, "token id 'x'"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1, "b": 1, "ab": 2}, "merges": ["a b"]}}, "token id -1"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, "damaged merges"),
-        ("tokenizer.json", {"added_tokens": [{"id": 1}]}, "damaged merges or added tokens"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]]}}, "what they make is no token"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [7]}}, "damaged merges: '7'"),
+        ("tokenizer.json", {"added_tokens": [{"id": 1}]}, "damaged added tokens"),
+        ("tokenizer.json", {"added_tokens": [{"id": 512, "content": "x" * 3}]}, "token ids up to 512"),
         ("tokenizer.json", {"post_processor": {"type": "BertProcessing"}}, "a post-processor"),
         ("tokenizer.json", {"post_processor": {"type": "TemplateProcessing", "single": [1, 2]}}, "damaged post-processor"),
         ("tokenizer_config.json", {"add_prefix_space": True}, "add_prefix_space"),
@@ -118,9 +130,10 @@ def test_no_tokenizer_at_all_is_one_line(folder: Path) -> None:
         read(folder)
 
 
-def test_old_and_new_spellings_of_gpt2s_pre_tokenizer_are_one() -> None:
-    old = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    assert pre_tokenizer_name(old, "x") == pre_tokenizer_name(BYTE_LEVEL, "x") == "gpt-2"
+def test_old_and_new_spellings_of_gpt2s_pre_tokenizer_are_one(folder: Path) -> None:
+    for definition in ({key: BYTE_LEVEL[key] for key in BYTE_LEVEL if key != "use_regex"}, BYTE_LEVEL):
+        edit(folder / "tokenizer.json", pre_tokenizer=definition)
+        assert find_pre_tokenizer(read_tokenizer_json(folder / "tokenizer.json")).name == "gpt-2"
 
 
 def test_looks_of_control_tokens() -> None:

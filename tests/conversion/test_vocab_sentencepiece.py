@@ -40,19 +40,20 @@ def test_a_model_file_is_read_to_the_bit(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(model_proto(PIECES, prefix=False))
     model = read_model_file(path)
-    assert [(piece.text, piece.score, piece.type) for piece in model.pieces] == PIECES
+    assert list(zip(model.texts, model.scores, model.types, strict=True)) == PIECES
     assert (model.model_type, model.dummy_prefix) == (BPE, False)
+    assert (model.normalization, model.removes_blanks) == ("", False)
 
 
 def test_the_library_reads_the_same(tmp_path: Path) -> None:
     library = pytest.importorskip("sentencepiece", reason="compares with the sentencepiece library")
     write_sentencepiece(tmp_path)
     theirs = library.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
-    ours = read_model_file(tmp_path / "tokenizer.model").pieces
+    ours = read_model_file(tmp_path / "tokenizer.model")
     numbers = range(theirs.vocab_size())
-    assert [piece.text for piece in ours] == [theirs.id_to_piece(number) for number in numbers]
-    assert [piece.score for piece in ours] == [theirs.get_score(number) for number in numbers]
-    assert [piece.type == 6 for piece in ours] == [theirs.is_byte(number) for number in numbers]
+    assert ours.texts == [theirs.id_to_piece(number) for number in numbers]
+    assert list(ours.scores) == [theirs.get_score(number) for number in numbers]
+    assert [kind == 6 for kind in ours.types] == [theirs.is_byte(number) for number in numbers]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -61,7 +62,7 @@ def test_any_other_bytes_are_one_line(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(data)
     with suppress(SourceError):  # and no other error
-        assert read_model_file(path).pieces
+        assert read_model_file(path).texts
 
 
 def test_both_files_of_a_vocabulary_say_the_same(tmp_path: Path) -> None:
@@ -104,7 +105,12 @@ def test_added_tokens_come_from_wherever_they_are_listed(tmp_path: Path) -> None
     decoder = {"513": {"content": "<|im_end|>", "special": False}, "514": {"content": "▁▁", "special": False}}
     edit(tmp_path / "tokenizer_config.json", added_tokens_decoder=decoder)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
-    more = [*data["added_tokens"], {"id": 515, "content": "<late>", "special": True}]
+    more = [
+        *data["added_tokens"],
+        {"id": 512, "content": "<new>", "special": False},
+        *({"id": int(number), **entry} for number, entry in decoder.items()),
+        {"id": 515, "content": "<late>", "special": True},
+    ]
     edit(tmp_path / "tokenizer.json", added_tokens=more)
     user, control = int(TokenType.USER_DEFINED), int(TokenType.CONTROL)
     found = read(tmp_path, 517)
@@ -121,11 +127,13 @@ def test_the_space_before_a_text_is_said_where_it_is_not_the_default(tmp_path: P
     key = Keys.Tokenizer.ADD_PREFIX
     write_sentencepiece(tmp_path)
     assert (read(tmp_path).first, read(tmp_path).last) == ({}, {})
-    assert read(tmp_path, family="gemma").last == {key: False}
     edit(tmp_path / "tokenizer_config.json", add_prefix_space=True)
     assert read(tmp_path).first == {key: True}
+    # The tokenizer itself decides, whatever tokenizer_config.json says of it.
     write_sentencepiece(tmp_path, prefix=False)
-    assert read(tmp_path).last == {key: False}
+    assert read(tmp_path, family="gemma").last == {key: False}
+    edit(tmp_path / "tokenizer_config.json", add_prefix_space=True)
+    assert (read(tmp_path).first, read(tmp_path).last) == ({}, {key: False})
     (tmp_path / "tokenizer.json").unlink()
     assert read(tmp_path).last == {key: False}
 
@@ -146,7 +154,7 @@ def test_a_name_that_begins_texts_is_contradicted_where_the_tokenizer_does_not(t
 
 BROKEN = {
     "another kind": ("tokenizer.model", model_proto(PIECES, model_type=1), "is no BPE model"),
-    "a wrong id": ("added_tokens.json", b'{"<x>": -1}', "has the token id -1"),
+    "a wrong id": ("added_tokens.json", b'{"<x>": -1}', "is damaged: it gives a token no id"),
     "beyond the embedding": ("added_tokens.json", b'{"<x>": 512}', "token ids up to 512, and the model embeds only 512"),
     "a damaged decoder": ("tokenizer_config.json", b'{"added_tokens_decoder": {"a": 1}}', "damaged added_tokens_decoder"),
     "a page": ("tokenizer.model", b"<html>", "is no SentencePiece model"),
@@ -159,6 +167,8 @@ def test_what_does_not_fit_is_one_line(case: str, tmp_path: Path) -> None:
     file, data, message = BROKEN[case]
     write_sentencepiece(tmp_path)
     (tmp_path / file).write_bytes(data)
+    if file == "tokenizer.model":  # of which tokenizer.json alone would be enough
+        (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(SourceError) as caught:
         read(tmp_path)
     assert message in str(caught.value)
@@ -173,6 +183,7 @@ def test_what_does_not_fit_is_one_line(case: str, tmp_path: Path) -> None:
         ({"vocab": []}, "has no vocabulary"),
         ({"vocab": {"a": 0, "b": 0}}, "one id to two tokens"),
         ({"vocab": {"a": 9999}}, "token ids up to 9999"),
+        ({"vocab": {"a": 0}}, "what they make is no token"),
     ],
 )
 def test_a_json_that_does_not_fit_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

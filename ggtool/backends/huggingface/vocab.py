@@ -10,7 +10,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from ggtool.errors import ArtifactError
+from ggtool.backends.spans import Marker, cut_at_markers, tokenize_inside
+from ggtool.corpus import load_tokenizer
+from ggtool.errors import ArtifactError, SourceError
 from ggtool.system.files import read_json
 
 _SPLIT = "\ufffd"
@@ -35,9 +37,9 @@ class FolderVocabulary:
         if not path.exists():
             raise ArtifactError(f"{folder} has no tokenizer.json, so there is no text to be had of it.")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
-            raise ArtifactError(f"{path} is no tokenizer: {error}") from None
+            self._tokenizer = load_tokenizer(path)
+        except SourceError as error:
+            raise ArtifactError(str(error)) from None
         # What encoding the empty text gives is what the tokenizer puts around every text.
         around = self._tokenizer.encode("").ids
         self._first = around[0] if around else None
@@ -51,6 +53,16 @@ class FolderVocabulary:
         # A lone surrogate is no UTF-8, which the library insists on.
         whole = text.encode("utf-8", "replace").decode()
         return list(self._tokenizer.encode(whole, add_special_tokens=add_special).ids)
+
+    def spans(self, text: str) -> list[int | str]:
+        """Cut a text at the names of control tokens: the tokens, and the stretches of text between them."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        markers = [Marker(token, one.content, one.lstrip, one.rstrip) for token, one in added if one.special]
+        return cut_at_markers(text, markers)
+
+    def tokenize_inside(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on within a word or line: no space is put in front of it."""
+        return self.tokenize(text) if self._is_byte_level else tokenize_inside(self.tokenize, text)
 
     def begin(self, ids: list[int]) -> list[int]:
         """Return `ids` with BOS in front if the tokenizer puts it before every text and it is not there."""

@@ -9,74 +9,88 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from ggtool.conversion.vocab.pre_tokenizers import pre_tokenizer_name
-from ggtool.conversion.vocab.special_tokens import AddedToken, read_added_tokens
-from ggtool.conversion.vocab.tokens import Tokens, seems_control
+from ggtool.conversion.vocab.pre_tokenizers import PreTokenizer, find_pre_tokenizer
+from ggtool.conversion.vocab.special_tokens import (
+    AddedToken,
+    read_added_tokens,
+    read_named_tokens,
+    with_named,
+)
+from ggtool.conversion.vocab.tokenizer_json import TokenizerJson
+from ggtool.conversion.vocab.tokens import Tokens, check_vocab, seems_control
 from ggtool.errors import SourceError
 from ggtool.system.files import read_json
+
+# The special tokens that transformers gives a GPT-2 tokenizer whose files name none.
+_GPT2_SPECIAL = {f"{kind}_token": "<|endoftext|>" for kind in ("bos", "eos", "unk")}
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 @dataclass(frozen=True)
 class ByteLevel:
-    """The same facts out of either layout."""
+    """The same facts out of either layout.
+
+    Attributes:
+        name: the file they are from.
+        vocab: token -> id.
+        merges: pairs with a space between, the first to be done first.
+        added_tokens: those that are found in a text before it is split.
+        pre: how the text is split.
+        unknown: the token for what has none, "" for nothing at all.
+
+    """
 
     name: str
-    vocab: Mapping[str, Any]
+    vocab: Mapping[str, int]
     merges: Sequence[str]
     added_tokens: Sequence[AddedToken]
-    pre: str
+    pre: PreTokenizer
+    unknown: str = ""
 
     def tokens(self, n_vocab: int, special_ids: Iterable[int]) -> Tokens:
         """Return the table of tokens for an embedding of `n_vocab` rows."""
         tokens = Tokens.unused(n_vocab)
-        tokens.check([*self.vocab.values(), *(token.id for token in self.added_tokens)], self.name)
-        if len(set(self.vocab.values())) != len(self.vocab) or not self.merges:
-            raise SourceError(f"{self.name} gives one id to two tokens, or has no merges.")
+        check_vocab(self.vocab, self.name, n_vocab)
+        tokens.check([token.id for token in self.added_tokens], self.name)
+        if not self.merges:
+            raise SourceError(f"{self.name} has no merges, and llama.cpp needs some.")
         texts, types, normal_type = tokens.texts, tokens.types, int(TokenType.NORMAL)
-        for text, number in self.vocab.items():  # a call for each would take as long as parsing the file
-            texts[number], types[number] = text, normal_type
+        for text, token_id in self.vocab.items():  # a call for each would take as long as parsing the file
+            texts[token_id], types[token_id] = text, normal_type
         for token in self.added_tokens:
             control = token.special or seems_control(token.content)
-            # llama.cpp matches user-defined tokens in raw text, where a SentencePiece space is a space.
-            text = token.content if control else token.content.replace("▁", " ")
-            tokens.put(token.id, text, TokenType.CONTROL if control else TokenType.USER_DEFINED)
-        for number in special_ids:
+            tokens.put(token.id, token.content, TokenType.CONTROL if control else TokenType.USER_DEFINED)
+        for token_id in special_ids:
             # Old GPT-2 tokenizers keep <|endoftext|> among the ordinary tokens; only the config tells. Its word is not
             # enough: configs that nobody looked after have ids of another vocabulary.
-            normal = number < n_vocab and tokens.types[number] == TokenType.NORMAL
-            if normal and seems_control(tokens.texts[number]):
-                tokens.types[number] = int(TokenType.CONTROL)
+            normal = token_id < n_vocab and tokens.types[token_id] == TokenType.NORMAL
+            if normal and seems_control(tokens.texts[token_id]):
+                tokens.types[token_id] = int(TokenType.CONTROL)
         return tokens
 
 
-def from_tokenizer_json(path: Path, data: Mapping[str, Any]) -> ByteLevel:
-    """Read a parsed tokenizer.json."""
-    model = data.get("model")
-    if (
-        not isinstance(model, dict)
-        or model.get("type", "BPE") != "BPE"
-        or not isinstance(model.get("vocab"), dict)
-    ):
-        kind = model.get("type") if isinstance(model, dict) else None
-        raise SourceError(f"{path} holds a tokenizer of type {kind}, and only BPE can be converted.")
-    if affix := next(
-        (key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)), None
-    ):
+def from_tokenizer_json(tokenizer: TokenizerJson, settings: Mapping[str, Any], n_vocab: int) -> ByteLevel:
+    """Read a tokenizer.json; `settings` are those of tokenizer_config.json beside it."""
+    path, model, vocab = tokenizer.path, tokenizer.model, tokenizer.vocab
+    if affix := next((key for key in _AFFIXES if model.get(key)), None):
         raise SourceError(f"{path} sets {affix}, which a GGUF cannot say.")
-    try:
-        merges = [_merge(entry) for entry in model.get("merges") or []]
-    except (TypeError, ValueError, AttributeError):
-        raise SourceError(f"{path} has damaged merges or added tokens.") from None
-    pre = pre_tokenizer_name(
-        data.get("pre_tokenizer"),
-        str(path),
-        ignore_merges=bool(model.get("ignore_merges")),
-        normalizer=data.get("normalizer"),
-    )
-    return ByteLevel(str(path), model["vocab"], merges, read_added_tokens(data, path), pre)
+    # Of a merge that is listed twice, the last place counts; llama.cpp would take the first.
+    merges: dict[str, None] = {}
+    for left, right in tokenizer.pairs():
+        # The pair is stored with a space between, so a space inside is written as byte-level BPE writes it.
+        merge = f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}"
+        merges.pop(merge, None)
+        merges[merge] = None
+        if not (left in vocab and right in vocab and left + right in vocab):
+            raise SourceError(
+                f"{path} merges {left!r} and {right!r}, and one of the two or what they make is no token."
+            )
+    added = with_named(read_added_tokens(tokenizer), read_named_tokens(path.parent, settings), vocab, n_vocab)
+    pre = find_pre_tokenizer(tokenizer)
+    return ByteLevel(str(path), vocab, list(merges), added, pre, str(model.get("unk_token") or ""))
 
 
-def from_vocab_json(folder: Path, settings: Mapping[str, Any]) -> ByteLevel:
+def from_vocab_json(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> ByteLevel:
     """Read GPT-2's old layout."""
     if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
         raise SourceError(
@@ -90,14 +104,6 @@ def from_vocab_json(folder: Path, settings: Mapping[str, Any]) -> ByteLevel:
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder / 'merges.txt'} cannot be read: {error}.") from None
     merges = [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    more = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").exists() else {}
-    added = [AddedToken(number, text, special=False) for text, number in more.items() if type(number) is int]
-    return ByteLevel(str(folder / "vocab.json"), read_json(folder / "vocab.json"), merges, added, "gpt-2")
-
-
-def _merge(entry: Any) -> str:
-    if isinstance(entry, str):
-        return entry
-    left, right = entry
-    # The pair is stored with a space between, so a space inside is written as byte-level BPE writes it.
-    return f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}"
+    vocab = read_json(folder / "vocab.json")
+    added = with_named([], read_named_tokens(folder, settings, _GPT2_SPECIAL), vocab, n_vocab)
+    return ByteLevel(str(folder / "vocab.json"), vocab, merges, added, PreTokenizer("gpt-2"))

@@ -7,18 +7,22 @@ order, so there a piece's score is the rank of its first merge, negated, which g
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from gguf.constants import TokenType
 
 from ggtool.conversion.vocab import sentencepiece_proto as proto
-from ggtool.conversion.vocab.special_tokens import AddedToken, read_added_tokens
-from ggtool.conversion.vocab.tokens import Tokens, seems_control
+from ggtool.conversion.vocab.special_tokens import AddedToken
+from ggtool.conversion.vocab.tokenizer_json import TokenizerJson
+from ggtool.conversion.vocab.tokens import Tokens, check_ids, seems_control
 from ggtool.errors import SourceError
-from ggtool.system.files import read_json
 
+SPACE = "▁"
 # Upstream's scores for ids without a piece, and for tokens that are matched whole before any merging.
 _NO_PIECE, _MATCHED_WHOLE = -10000.0, -1000.0
 _TYPES = {
@@ -27,116 +31,137 @@ _TYPES = {
     proto.UNUSED: TokenType.UNUSED,
     proto.BYTE: TokenType.BYTE,
 }
+_NORMAL, _UNUSED = int(TokenType.NORMAL), int(TokenType.UNUSED)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-def from_model_file(path: Path, settings: Mapping[str, Any], n_vocab: int, *, by_looks: bool) -> Tokens:
-    """Read tokenizer.model and the tokens added to it.
+@dataclass(frozen=True)
+class Merges:
+    """What the merges of a tokenizer.json are like.
 
-    `by_looks`: an added token may be a control token by its looks alone; Phi's converter takes only the word of
-    tokenizer_config.json, and leaves spaces in them as they are.
+    Attributes:
+        made: the id that each merge makes, in order, int32.
+        n_distinct: how many different ones there are.
+        n_possible: how many there would be if any two tokens were merged that make a third, as llama.cpp does.
+        unlisted: two such tokens that are not merged, if there are any.
+
     """
-    model = proto.read_model_file(path)
+
+    made: npt.NDArray[np.int32]
+    n_distinct: int
+    n_possible: int
+    unlisted: tuple[str, str] | None
+
+    def agree_with(self, scores: npt.NDArray[np.float32]) -> bool:
+        """Tell whether merging by falling scores (of each id) is merging in this order."""
+        return bool((np.diff(scores[self.made]) <= 0).all()) and self.are_grouped
+
+    @property
+    def are_grouped(self) -> bool:
+        """Whether all merges that make one token stand together, so that a score per token can say the order."""
+        if not len(self.made):
+            return True
+        n_groups = 1 + int(np.count_nonzero(np.diff(self.made)))
+        return n_groups == len(np.unique(self.made))
+
+
+def read_merges(tokenizer: TokenizerJson) -> Merges:
+    """Look through the merges of a tokenizer.json; SourceError for one of tokens that are not there."""
+    vocab = tokenizer.vocab
+    keys, made = array("q"), array("i")
+    for left, right in tokenizer.pairs():
+        if not (left in vocab and right in vocab and left + right in vocab):
+            raise SourceError(
+                f"{tokenizer.path} merges {left!r} and {right!r}, and one of the two or what they make is no token."
+            )
+        keys.append(vocab[left] << 32 | vocab[right])
+        made.append(vocab[left + right])
+    listed = np.unique(np.frombuffer(keys, np.int64)) if keys else np.empty(0, np.int64)
+    possible = np.fromiter(_possible(vocab), np.int64)
+    unlisted = np.setdiff1d(possible, listed)
+    example = None
+    if len(unlisted):
+        texts = {number: text for text, number in vocab.items()}
+        example = texts[int(unlisted[0]) >> 32], texts[int(unlisted[0]) & 0xFFFFFFFF]
+    return Merges(np.array(made, np.int32), len(listed), len(possible), example)
+
+
+def _possible(vocab: Mapping[str, int]) -> Iterable[int]:
+    find = vocab.get
+    for text in vocab:
+        for at in range(1, len(text)):
+            left = find(text[:at])
+            if left is not None and (right := find(text[at:])) is not None:
+                yield left << 32 | right
+
+
+def agree(model: proto.SentencePieceModel, tokenizer: TokenizerJson, merges: Merges) -> bool:
+    """Tell whether a tokenizer.model has the pieces of tokenizer.json, and merges them in its order."""
     if model.model_type != proto.BPE:
-        raise SourceError(f"{path} is no BPE model but one that llama.cpp would split otherwise.")
+        return False
+    n_pieces = len(model.texts)
+    if any(number < n_pieces and model.texts[number] != text for text, number in tokenizer.vocab.items()):
+        return False
+    scores = np.full(1 + max(tokenizer.vocab.values(), default=0), -np.inf, np.float32)
+    known = min(n_pieces, len(scores))
+    scores[:known] = model.scores[:known]
+    return merges.agree_with(scores)
+
+
+def from_model_file(
+    path: Path,
+    model: proto.SentencePieceModel,
+    added: Sequence[AddedToken],
+    described: Collection[str],
+    n_vocab: int,
+    *,
+    by_looks: bool,
+) -> Tokens:
+    """Return the tokens of tokenizer.model and those added to it.
+
+    `described`: the texts of those that tokenizer_config.json describes, over what the model file knows of them. `by_looks`: an added token may be a control token by its looks alone; Phi's converter takes only the word of the
+    tokenizer's files, and leaves spaces in them as they are.
+    """
     tokens = Tokens.unused(n_vocab, _NO_PIECE)
-    tokens.check(range(len(model.pieces)), str(path))
-    for number, piece in enumerate(model.pieces):
-        tokens.put(number, piece.text, _TYPES.get(piece.type, TokenType.NORMAL), piece.score)
-    _add_by_name(tokens, path.parent / "added_tokens.json")
-    described = _decoder(settings, path.parent)
-    listed = _listed(path.parent / "tokenizer.json")
-    if not by_looks:
-        described = [*described, *listed]
-    for token in described:
-        _add(tokens, token, str(path.parent / "tokenizer_config.json"), by_looks=by_looks)
-    # Newer tokenizer_config.json describe no added tokens: the rest is in tokenizer.json alone.
-    for token in listed:
-        if token.id >= n_vocab or tokens.types[token.id] == TokenType.UNUSED:
-            _add(tokens, token, str(path.parent / "tokenizer.json"), by_looks=by_looks)
+    check_ids([len(model.texts) - 1], str(path), n_vocab)
+    for number, (text, kind, score) in enumerate(zip(model.texts, model.types, model.scores, strict=True)):
+        tokens.put(number, text, _TYPES.get(kind, TokenType.NORMAL), score)
+    for token in added:
+        is_plain = token.id >= len(model.texts) or tokens.types[token.id] in (_NORMAL, _UNUSED)
+        if is_plain or token.content in described or not by_looks:
+            _add(tokens, token, str(path), by_looks=by_looks)
     return tokens
 
 
-def from_tokenizer_json(path: Path, n_vocab: int) -> Tokens:
-    """Read a tokenizer.json whose BPE falls back to bytes, as those made of SentencePiece models do."""
-    data = read_json(path)
-    model = data["model"]
-    vocab, ranks = model.get("vocab"), _ranks(model.get("merges"), path)
-    if not isinstance(vocab, dict) or not ranks:
-        raise SourceError(f"{path} has no vocabulary, or has no merges.")
+def from_tokenizer_json(
+    tokenizer: TokenizerJson, merges: Merges, added: Sequence[AddedToken], n_vocab: int
+) -> Tokens:
+    """Return the tokens of a tokenizer.json that splits text as SentencePiece does."""
+    path, vocab = tokenizer.path, tokenizer.vocab
+    if not len(merges.made):
+        raise SourceError(f"{path} has no merges, and llama.cpp needs some.")
     tokens = Tokens.unused(n_vocab, _NO_PIECE)
-    tokens.check(vocab.values(), str(path))
-    if len(set(vocab.values())) != len(vocab):
-        raise SourceError(f"{path} gives one id to two tokens, or has no merges.")
-    unknown = model.get("unk_token")
+    made, first = np.unique(merges.made, return_index=True)
+    scores = np.full(n_vocab, -float(len(made)))
+    scores[made[np.argsort(first)]] = -np.arange(len(made), dtype=np.float64)
+    unknown = tokenizer.model.get("unk_token")
     for text, number in vocab.items():
         if _BYTE_PIECE.fullmatch(text):
             tokens.put(number, text, TokenType.BYTE, 0.0)
         elif text == unknown:
             tokens.put(number, text, TokenType.UNKNOWN, 0.0)
         else:
-            tokens.put(number, text, TokenType.NORMAL, -float(ranks.get(text, len(ranks))))
-    for token in read_added_tokens(data, path):
+            tokens.put(number, text, TokenType.NORMAL, float(scores[number]))
+    for token in added:
         if token.content != unknown:
-            _add(tokens, token, str(path), by_looks=True)
+            # A piece that is made of blanks by merging is found as blanks; what is added besides, as it is spelled.
+            spelled = token.id not in made and token.id < n_vocab and len(token.content) > 1
+            _add(tokens, token, str(path), by_looks=True, spelled=spelled)
     return tokens
 
 
-def falls_back_to_bytes(data: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is one that was made of a SentencePiece model."""
-    model = data.get("model")
-    return isinstance(model, dict) and model.get("type") == "BPE" and bool(model.get("byte_fallback"))
-
-
-def prefixes_space(data: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json puts a space in front of a text."""
-    steps = [data.get("normalizer"), data.get("pre_tokenizer")]
-    while steps:
-        step = steps.pop()
-        if not isinstance(step, dict):
-            continue
-        if step.get("type") == "Prepend" or (
-            step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never"
-        ):
-            return True
-        steps += [*(step.get("normalizers") or ()), *(step.get("pretokenizers") or ())]
-    return False
-
-
-def _ranks(merges: Any, path: Path) -> dict[str, int]:
-    ranks: dict[str, int] = {}
-    try:
-        for merge in merges or []:
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            ranks.setdefault(left + right, len(ranks))
-    except (TypeError, ValueError):
-        raise SourceError(f"{path} has damaged merges or added tokens.") from None
-    return ranks
-
-
-def _add_by_name(tokens: Tokens, path: Path) -> None:
-    more = read_json(path) if path.exists() else {}
-    tokens.check(more.values(), str(path))
-    for text, number in more.items():
-        tokens.put(number, text, TokenType.USER_DEFINED, _MATCHED_WHOLE)
-
-
-def _decoder(settings: Mapping[str, Any], folder: Path) -> Sequence[AddedToken]:
-    try:
-        return [
-            AddedToken(int(number), str(entry["content"]), bool(entry.get("special")))
-            for number, entry in (settings.get("added_tokens_decoder") or {}).items()
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise SourceError(f"{folder / 'tokenizer_config.json'} has a damaged added_tokens_decoder.") from None
-
-
-def _listed(path: Path) -> Sequence[AddedToken]:
-    return read_added_tokens(read_json(path), path) if path.exists() else []
-
-
-def _add(tokens: Tokens, token: AddedToken, where: str, *, by_looks: bool) -> None:
+def _add(tokens: Tokens, token: AddedToken, where: str, *, by_looks: bool, spelled: bool = False) -> None:
     tokens.check([token.id], where)
     control = token.special or (by_looks and seems_control(token.content))
-    text = token.content if control or not by_looks else token.content.replace("▁", " ")
+    text = token.content if control or spelled or not by_looks else token.content.replace(SPACE, " ")
     tokens.put(token.id, text, TokenType.CONTROL if control else TokenType.USER_DEFINED, _MATCHED_WHOLE)

@@ -7,6 +7,7 @@ two groups of settings. Only the wire format is known here; every length is chec
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,46 +21,64 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A token: its text, where ▁ is a space, its score, and its type by SentencePiece's number."""
-
-    text: str
-    score: float
-    type: int
-
-
-@dataclass(frozen=True)
 class SentencePieceModel:
-    """Pieces by id; `model_type` by SentencePiece's number; whether a text gets a space in front."""
+    """The pieces by id, in columns, and the settings.
 
-    pieces: tuple[Piece, ...]
+    Attributes:
+        texts: the pieces, where ▁ is a space.
+        scores: the higher, the sooner a piece is made.
+        types: by SentencePiece's numbers.
+        model_type: by SentencePiece's number.
+        dummy_prefix: whether a text gets a space in front.
+        normalization: the name of the rules that a text is rewritten by, "" if it stays as it is.
+        removes_blanks: whether blanks at both ends of a text, and all but one of several, are removed.
+
+    """
+
+    texts: list[str]
+    scores: array[float]
+    types: bytearray
     model_type: int
     dummy_prefix: bool
+    normalization: str
+    removes_blanks: bool
 
 
 def read_model_file(path: Path) -> SentencePieceModel:
     """Read a tokenizer.model; SourceError when it is damaged or something else."""
-    pieces, model_type, dummy_prefix = [], 1, True
+    texts: list[str] = []
+    scores, types = array("f"), bytearray()
+    model_type, dummy_prefix, removes_blanks, name, has_rules = 1, True, True, "", False
     try:
         for field, value in _fields(path.read_bytes()):
             if not isinstance(value, bytes):
                 continue
             if field == 1:
-                pieces.append(_piece(value))
+                text, score, kind = _piece(value)
+                texts.append(text)
+                scores.append(score)
+                types.append(kind)
             elif field == 2:
                 model_type = _setting(value, 3, model_type)
             elif field == 3:
                 dummy_prefix = bool(_setting(value, 3, int(dummy_prefix)))
+                removes_blanks = bool(_setting(value, 4, int(removes_blanks)))
+                for number, part in _fields(value):
+                    if number == 1 and isinstance(part, bytes):
+                        name = part.decode("utf-8")
+                    elif number == 2:
+                        has_rules = bool(part)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, IndexError, struct.error):
         raise SourceError(f"{path} is no SentencePiece model, or it is damaged; get it again.") from None
-    if not pieces:
+    if not texts:
         raise SourceError(f"{path} is no SentencePiece model, or it is damaged; get it again.")
-    return SentencePieceModel(tuple(pieces), model_type, dummy_prefix)
+    rules = (name or "rules of its own") if has_rules else ""
+    return SentencePieceModel(texts, scores, types, model_type, dummy_prefix, rules, removes_blanks)
 
 
-def _piece(data: bytes) -> Piece:
+def _piece(data: bytes) -> tuple[str, float, int]:
     text, score, kind = "", 0.0, NORMAL
     for field, value in _fields(data):
         if field == 1 and isinstance(value, bytes):
@@ -68,7 +87,7 @@ def _piece(data: bytes) -> Piece:
             (score,) = struct.unpack("<f", value)
         elif field == 3 and isinstance(value, int):
             kind = value
-    return Piece(text, score, kind)
+    return text, score, kind
 
 
 def _setting(data: bytes, wanted: int, default: int) -> int:

@@ -7,11 +7,13 @@ as upstream's reader weighs them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from ggtool.conversion.vocab.tokenizer_json import TokenizerJson
 from ggtool.errors import SourceError
 from ggtool.system.files import read_json
 
@@ -20,11 +22,25 @@ _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in a text before anything is merged."""
+    """A token that is found in a text before anything is merged.
+
+    Attributes:
+        id: its number.
+        content: its text.
+        special: whether a text that spells it may be kept from becoming it.
+        lstrip, rstrip: whether it takes the white space before and behind it.
+        single_word: whether it is found between other word characters too.
+        normalized: whether it is looked for in the normalized text.
+
+    """
 
     id: int
     content: str
     special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,15 +52,102 @@ class Special:
     chat_template: str | Sequence[Mapping[str, str]] | None
 
 
-def read_added_tokens(data: Mapping[str, Any], where: Path) -> list[AddedToken]:
-    """Read the added tokens of a tokenizer.json."""
+def read_added_tokens(tokenizer: TokenizerJson) -> list[AddedToken]:
+    """Read the added tokens of a tokenizer.json, with the ids that the `tokenizers` library gives them.
+
+    It goes by the order of the list: a token of the model has the model's id, any other the next one.
+    """
     try:
-        return [
-            AddedToken(int(entry["id"]), str(entry["content"]), bool(entry.get("special")))
-            for entry in data.get("added_tokens") or []
+        entries = [
+            AddedToken(
+                int(entry["id"]),
+                str(entry["content"]),
+                *(
+                    bool(entry.get(flag))
+                    for flag in ("special", "lstrip", "rstrip", "single_word", "normalized")
+                ),
+            )
+            for entry in tokenizer.data.get("added_tokens") or []
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise SourceError(f"{where} has damaged merges or added tokens.") from None
+        raise SourceError(f"{tokenizer.path} has damaged added tokens.") from None
+    return number(entries, tokenizer.vocab)
+
+
+def number(entries: Iterable[AddedToken], vocab: Mapping[str, int]) -> list[AddedToken]:
+    """Return the tokens with the ids that they get one after another, beside those of `vocab`."""
+    found: dict[str, AddedToken] = {}
+    last = -1
+    for entry in entries:
+        if entry.content:
+            known = vocab.get(entry.content, max(last + 1, len(vocab)))
+            token = replace(entry, id=found[entry.content].id if entry.content in found else known)
+            found[entry.content], last = token, max(last, token.id)
+    return list(found.values())
+
+
+def with_named(
+    added: Sequence[AddedToken], named: Sequence[AddedToken], vocab: Mapping[str, int], n_vocab: int
+) -> list[AddedToken]:
+    """Return `added` and those of `named` that are not among them, numbered.
+
+    A token that is only named, and gets an id for which the model of `n_vocab` tokens has no embedding, is left out.
+    """
+    known = {token.content for token in added}
+    more = [token for token in named if token.content not in known]
+    unlisted = {token.content for token in more if token.id < 0}
+    found = number([*added, *more], vocab)
+    return [token for token in found if token.id < n_vocab or token.content not in unlisted]
+
+
+def read_named_tokens(
+    folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, str] = MappingProxyType({})
+) -> list[AddedToken]:
+    """Read the tokens that tokenizer_config.json (`settings`) and older files name beside tokenizer.json.
+
+    transformers adds them to the tokenizer when it loads it: those of `added_tokens_decoder`, or else of
+    special_tokens_map.json and added_tokens.json, and the special ones by name, which have the id -1 here.
+    `defaults`: special tokens by name that the tokenizer's class has where no file names one.
+    """
+    described = settings.get("added_tokens_decoder")
+    named = {**defaults, **settings}
+    listed: dict[int, AddedToken] = {}
+    if described is None:
+        named |= read_json_if_there(folder / "special_tokens_map.json")
+    special = [_flags(entry) for entry in _special_entries(named)]
+    try:
+        if described is not None:
+            for text, entry in described.items():
+                listed[int(text)] = replace(_flags(entry), id=int(text), special=bool(entry.get("special")))
+        else:
+            texts = {token.content for token in special}
+            for text, token_id in read_json_if_there(folder / "added_tokens.json").items():
+                listed[token_id] = AddedToken(token_id, text, text in texts, normalized=text not in texts)
+        in_order = [listed[token_id] for token_id in sorted(listed)]
+        if in_order and in_order[0].id < 0:
+            raise ValueError("a negative id")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise SourceError(
+            f"{folder / 'tokenizer_config.json'} has a damaged added_tokens_decoder."
+            if described is not None
+            else f"{folder / 'added_tokens.json'} is damaged: it gives a token no id."
+        ) from None
+    known = {token.content for token in in_order}
+    return [*in_order, *(token for token in special if token.content not in known)]
+
+
+def _special_entries(named: Mapping[str, Any]) -> Iterator[Any]:
+    for kind in _KINDS:
+        if _text(named.get(f"{kind}_token")):
+            yield named[f"{kind}_token"]
+    more = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
+    yield from more.values() if isinstance(more, dict) else more if isinstance(more, list) else []
+
+
+def _flags(entry: Any) -> AddedToken:
+    facts = entry if isinstance(entry, dict) else {}
+    flags = (bool(facts.get(flag)) for flag in ("lstrip", "rstrip", "single_word", "normalized"))
+    return AddedToken(-1, _text(entry), True, *flags)
 
 
 def read_special(
@@ -52,14 +155,14 @@ def read_special(
     settings: Mapping[str, Any],
     config: Mapping[str, Any],
     added_tokens: Iterable[AddedToken],
-    post_processor: Any,
+    tokenizer: TokenizerJson,
 ) -> Special:
-    """Read what tokenizer_config.json (`settings`), config.json and the post-processor say together."""
+    """Read what tokenizer_config.json (`settings`), config.json and tokenizer.json say together."""
     known = dict(settings)
-    where = str(folder / "tokenizer.json")
-    added = _around(post_processor, known, where)
+    added = _around(tokenizer, known)
     for kind in _KINDS:
-        if type(setting := settings.get(f"add_{kind}_token")) is bool:
+        # Where there is a tokenizer.json, transformers lets it decide alone, and it says so by its post-processor.
+        if type(setting := settings.get(f"add_{kind}_token")) is bool and not (setting and tokenizer.data):
             added.setdefault(kind, setting)
     return Special(_ids(known, config, added_tokens), added, _chat_template(folder, settings))
 
@@ -87,7 +190,8 @@ def _text(entry: Any) -> str:
     return entry if isinstance(entry, str) else ""
 
 
-def _around(processor: Any, settings: dict[str, Any], where: str) -> dict[str, bool]:
+def _around(tokenizer: TokenizerJson, settings: dict[str, Any]) -> dict[str, bool]:
+    processor, where = tokenizer.data.get("post_processor"), str(tokenizer.path)
     found: dict[str, bool] = {}
     if processor is not None and not isinstance(processor, dict):
         raise SourceError(f"{where} has a damaged post-processor.")
@@ -109,6 +213,10 @@ def _template(step: Mapping[str, Any], settings: dict[str, Any], where: str) -> 
     single, pair = _pieces(step, "single", where), _pieces(step, "pair", where)
     found = {}
     first, last = (single[0], single[-1]) if len(single) > 1 else (None, None)
+    if single.count(None) != 1 or len(single) != 1 + (first is not None) + (last is not None):
+        raise SourceError(
+            f"{where} puts more than one token before or behind every text, which a GGUF cannot say."
+        )
     for kind, name in (("bos", first), ("eos", last)):
         if name is None:
             continue
@@ -153,3 +261,8 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | Sequence[
     ):
         return template
     raise SourceError(f"{folder / 'tokenizer_config.json'} has a chat_template of an unknown kind.")
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """Parse a JSON object; {} where there is no such file."""
+    return read_json(path) if path.exists() else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +32,46 @@ class Tokens:
         """Take an id that was checked."""
         self.texts[number], self.types[number], self.scores[number] = text, int(kind), score
 
+    def make_distinct(self, where: str) -> list[str]:
+        """Rename what llama.cpp cannot hold, and return notes on it; SourceError for two tokens of one text.
+
+        llama.cpp ends the process where a file has a text twice, and ends a text at the character NUL.
+        """
+        seen: dict[str, int] = {}
+        cut = []
+        for number, text in enumerate(self.texts):
+            if "\0" in text:
+                cut.append(text)
+                text = f"[NUL{number}]"
+            if text in seen and self.types[number] != TokenType.UNUSED:
+                raise SourceError(f"{where} has the token {text!r} twice, as {seen[text]} and {number}.")
+            while text in seen:
+                text += "_"
+            seen[text] = number
+            self.texts[number] = text
+        return [f"llama.cpp holds no NUL, so it never finds the token {text!r}." for text in cut[:1]]
+
     def check(self, numbers: Iterable[Any], where: str) -> None:
         """Raise SourceError for a number that is no id, or one beyond the embedding."""
-        numbers = list(numbers)
-        if wrong := [number for number in numbers if type(number) is not int or number < 0]:
-            raise SourceError(f"{where} has the token id {wrong[0]!r}.")
-        last = max(numbers, default=-1)
-        if last >= len(self.texts):
-            raise SourceError(
-                f"{where} has token ids up to {last}, and the model embeds only {len(self.texts)} tokens."
-            )
+        check_ids(numbers, where, len(self.texts))
+
+
+def check_ids(numbers: Iterable[Any], where: str, n_vocab: int) -> None:
+    """Raise SourceError for a number that is no id, or one for which the model has no embedding."""
+    last = -1
+    for number in numbers:
+        if type(number) is not int or number < 0:
+            raise SourceError(f"{where} has the token id {number!r}.")
+        last = max(last, number)
+    if last >= n_vocab:
+        raise SourceError(f"{where} has token ids up to {last}, and the model embeds only {n_vocab} tokens.")
+
+
+def check_vocab(vocab: Mapping[str, Any], where: str, n_vocab: int) -> None:
+    """Raise SourceError for ids that are none, that two tokens share, or for which the model has no embedding."""
+    check_ids(vocab.values(), where, n_vocab)
+    if len(set(vocab.values())) != len(vocab):
+        raise SourceError(f"{where} gives one id to two tokens.")
 
 
 def seems_control(text: str) -> bool:
