@@ -1,12 +1,12 @@
 """The errors ggtool raises on purpose. The command line prints each as one line and exits with its code.
 
-    GgtoolError             exit 1   something asked for could not be done
+    GgtoolError             exit 1   the request could not be carried out
     ├── UsageError          exit 2   the request itself is wrong: a flag, a format's name
-    ├── SourceError         exit 1   a checkpoint cannot be had, or is not what it claims to be
+    ├── SourceError         exit 1   a checkpoint cannot be found or used
     ├── ArtifactError       exit 1   a GGUF or packed model on disk cannot be used
     ├── OutputError         exit 1   a result cannot be written where it was asked for
     ├── MeasureError        exit 1   a measurement produced no trustworthy number
-    └── HubError            exit 1   the Hub refused, cannot be reached, or holds something else than it should
+    └── HubError            exit 1   the Hub refused, cannot be reached, or holds different content
 
 A message says what is wrong, where, and what to do next, in one line.
 """

@@ -2,7 +2,7 @@
 
 A GGUF quant type ("Q4_K_M") is a mix that names a file; the tensor types inside it ("Q4_K", "Q6_K")
 are llama.cpp's own choice and live in `ggtool.conversion.tensor_types`. `bits` is the nominal cost of the
-format's main tensor type, block scales included; what a file really spends is measured, not looked up.
+format's main tensor type, block scales included; the real size of a file is measured.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Format:
         needs_imatrix: whether llama.cpp refuses to make it without an importance matrix.
         is_table: whether its codes are indices into a table of values, so that a calibration can choose them.
         method: of METHODS, how a calibration text chooses them; None where none does.
-        compute: of COMPUTE_TYPES, the float type of products and of what stays float; None is the runtime's choice.
-        needs_experts: whether it says something of mixture-of-experts tensors only; without any, it is Q8_0.
+        compute: of COMPUTE_TYPES, the float type of products and of unquantized parts; None leaves it to the runtime.
+        needs_experts: whether it quantizes mixture-of-experts tensors only; a model without experts becomes Q8_0.
 
     """
 

@@ -1,6 +1,6 @@
 """The Backend protocol: token ids in, logits or token ids out. A backend never sees text and never measures.
 
-RUNTIMES names the two that there are; a runtime is imported when it is opened, not before.
+RUNTIMES maps a runtime's name to its class, which is imported when a model is opened.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LoadOptions:
 
     n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
     components: which matrices a from-scratch format quantizes, by the grammar of
-    `ggtool.quantizers.selectors`; other formats quantize what their makers do.
+    `ggtool.quantizers.selectors`; other formats have no choice of matrices.
     """
 
     n_ctx: int
@@ -52,7 +52,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a loaded model consists of, counted from its tensors.
+    """The size of a loaded model, counted from its tensors.
 
     weights_bytes: every unique storage that holds weights, scales or codebooks, once.
     n_params: weights of the unquantized model, a tied table once.
@@ -93,12 +93,12 @@ class Backend(Protocol):
     def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
         """Yield the likeliest next token of each prompt, `n_predict` times, all of them computed together.
 
-        The prompts are of one length; prompt and new tokens fit n_ctx. Ends of texts do not stop it.
+        The prompts are of one length; prompt and new tokens fit n_ctx. End-of-text tokens do not stop it.
         """
         ...
 
     def reset(self) -> None:
-        """Forget what earlier calls left in the KV cache, so that the next prompt is processed whole."""
+        """Empty the KV cache, so that the next prompt is processed whole."""
         ...
 
     def footprint(self) -> Footprint:
@@ -123,12 +123,12 @@ RUNTIMES: Mapping[str, str] = MappingProxyType(
 
 
 def has_rotary_positions(config: Mapping[str, object]) -> bool:
-    """Whether a config.json speaks of rotary positions, which go on beyond those that were trained."""
+    """Whether a config.json has rotary positions, which extend beyond the trained context."""
     return any(key.startswith(("rope", "rotary")) for key in config)
 
 
 def too_many_positions(name: str, trained: int) -> UsageError:
-    """Return the error of a context that is longer than the positions which a model has learned."""
+    """Return the error for a context longer than a model's learned positions."""
     return UsageError(
         f"{name} has positions for {trained} tokens and no more; pass --n-ctx {trained} or less."
     )

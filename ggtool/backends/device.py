@@ -12,7 +12,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def choose_device(asked: Literal["auto", "cpu", "cuda"], *, for_torch: bool = True) -> Literal["cpu", "cuda"]:
-    """Return where to compute; auto takes CUDA where torch sees it. UsageError where torch is to take it and sees none."""
+    """Return the device; auto is CUDA where torch sees it. UsageError for cuda where torch needs it and sees none."""
     if asked == "auto":
         return "cuda" if _torch_sees_cuda() else "cpu"
     if asked == "cuda" and for_torch and not _torch_sees_cuda():

@@ -1,4 +1,4 @@
-"""What SamplingParams may be, and how far back its penalty looks: the same for every runtime."""
+"""Limits of SamplingParams, and the window of its repeat penalty, the same for every runtime."""
 
 from __future__ import annotations
 

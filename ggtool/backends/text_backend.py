@@ -1,4 +1,4 @@
-"""What chat and generate need of a backend beyond token ids: its vocabulary, its template, why it stopped."""
+"""The protocol of a model that talks: vocabulary, chat template and stop reason, beyond token ids."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Vocabulary(Protocol):
         ...
 
     def names_written_by(self, template: str) -> list[str]:
-        """Return the texts that a message must not spell where `template` formats it with parse_special."""
+        """Return the control texts that must be escaped in messages, since `template` is rendered with parse_special."""
         ...
 
     def decoder(self) -> Decoder:
@@ -78,7 +78,7 @@ class Vocabulary(Protocol):
 
 
 class TextBackend(Protocol):
-    """A loaded model that text goes into and comes out of."""
+    """A loaded model that takes and gives text."""
 
     @property
     def n_ctx(self) -> int:

@@ -1,1 +1,4 @@
-"""Choosing codes with a calibration text: weights rounded for what a model does with them, not for themselves."""
+"""Calibration: whatever looks at a model's activations or predictions to decide how its weights are quantized.
+
+Importance matrices, GPTQ, AWQ, sensitivity, and the mix of types for a size.
+"""

@@ -1,7 +1,7 @@
-"""Which tensor type for which tensor, so that all fit and the sum of their costs is least: a knapsack, solved whole.
+"""Choose one type per tensor, so that all fit a budget of bytes at the least total cost: a multiple-choice knapsack.
 
-One choice per tensor, a size and a cost each, and a budget. Sizes are rounded up to a 16,384th of the budget,
-which is all that keeps the answer from being the best one.
+Solved by dynamic programming over sizes rounded up to a 16,384th of the budget. That rounding is the only thing that
+can keep the answer from being the optimum.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STEPS = 1 << 14
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to hold a tensor: bytes, and what it costs in whatever is to be kept small."""
+    """One way to store a tensor: its bytes, and its cost in the quantity that is minimized."""
 
     n_bytes: int
     cost: float
@@ -31,7 +31,7 @@ def allocate(choices: Mapping[str, Mapping[str, Choice]], budget_bytes: int) -> 
         raise UsageError(
             f"the target leaves {max(budget_bytes, 0):,} bytes for tensors and the smallest mix takes {least:,}; raise it."
         )
-    # What a tensor takes at least is taken exactly, so that rounding can never make the feasible infeasible.
+    # The smallest size of each tensor is counted exactly, so that rounding never makes a feasible budget infeasible.
     step = max(1, -(-(budget_bytes - least) // _STEPS))
     room = (budget_bytes - least) // step
     best = np.zeros(room + 1)  # best[r]: the least cost so far with r steps above the least

@@ -1,7 +1,7 @@
-"""AWQ (arXiv 2306.00978): make the input channels that matter large before rounding, by factors folded away exactly.
+"""AWQ (arXiv 2306.00978): scale up the input channels with large activations before rounding.
 
-A channel's factor is a power, the same for all, of how large its inputs are. The power is searched: rounding with the
-factors, by scales that count each column's error by its importance, must leave the products least changed.
+The factor of a channel is the size of its inputs to a power that all channels share. The power is searched: it is the
+one whose rounded weights change the layer's outputs least. Factors are folded into the layer before, exactly.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ggtool.calibration.rounding import restore, round_weighted
 from ggtool.quantizers.tables import TableQuantizer
 
 _POWERS = tuple(step / 20 for step in range(21))
-# Rows of each matrix that the search looks at; more change the power little.
+# Rows of each matrix that the search uses; more rows hardly change the power found.
 _ROWS = 256
-# Inputs smaller than this share of the largest count as that large: a channel that is never used has no power.
+# Floor for a channel's input size, as a share of the largest: an unused channel would have factor 0.
 _LEAST = 1e-4
 
 
 def search_factors(fold: Fold, hessian: Tensor, second_moments: Tensor, quantizer: TableQuantizer) -> Tensor:
-    """Return the factors (n_channels,), float32, under which rounding the consumers changes their products least.
+    """Return the factors (n_channels,), float32, that least change the consumers' outputs when these are rounded.
 
     hessian: (columns, columns), what an error in a row costs. second_moments: the mean square of each input channel
-    (columns,). All ones if nothing is better.
+    (columns,). All ones if no factor helps.
     """
     weight = torch.cat([_some_rows(matrix(consumer)) for consumer in fold.consumers.values()])
     sizes = _per_channel(second_moments, fold).sqrt()

@@ -1,4 +1,4 @@
-"""A model's decoder blocks one by one: what the first is given, what else each is called with, and running one."""
+"""Run a model's decoder blocks one at a time on stored hidden states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Blocks:
 
     Whatever else the model has must be loaded; of the blocks, the one that runs. Call it under `torch.no_grad()`.
 
-    modules: the blocks.
+    modules: the decoder blocks in order.
     """
 
     def __init__(self, model: PreTrainedModel, chunks: Tensor) -> None:
@@ -40,13 +40,13 @@ class Blocks:
                 model.base_model(ids[None], use_cache=False)
 
     def run(self, index: int) -> Iterator[Tensor]:
-        """Yield what block `index` makes of each chunk's hidden state."""
+        """Yield the output of block `index` for each chunk's hidden state."""
         args, kwargs = self._calls[index]
         for hidden in self._hidden:
             yield cast(Tensor, self.modules[index](hidden, *args, **kwargs))
 
     def rest(self, index: int) -> Iterator[Tensor]:
-        """Yield what block `index` and all after it make of each chunk's hidden state."""
+        """Yield the output of the last block for each chunk, running from block `index` on."""
         for hidden in self.run(index):
             for module, (args, kwargs) in zip(
                 self.modules[index + 1 :], self._calls[index + 1 :], strict=True
@@ -55,13 +55,13 @@ class Blocks:
             yield hidden
 
     def advance(self, index: int) -> None:
-        """Put in the place of each hidden state what block `index` makes of it."""
+        """Replace each hidden state by the output of block `index`."""
         for at, hidden in enumerate(self.run(index)):
             self._hidden[at] = hidden
 
     @contextmanager
     def _passing_through(self) -> Iterator[None]:
-        """Have every block return its input and note how it was called."""
+        """Make every block return its input, and record the arguments it is called with."""
         for module in self.modules:
             module.forward = self._note  # for the instance, and for now
         try:

@@ -8,7 +8,7 @@ from ggtool.conversion.cached import CONVERTER_SOURCES, made_of
 from ggtool.source.resolve import ModelSource
 from ggtool.system.cache import Makers, keyed_folder
 
-# A model runs as a GGUF file of its own precision to be looked at, so all that makes such a file counts too.
+# Calibration runs a GGUF file of the model's own precision, so the code that makes such a file counts too.
 _GGUF_MAKERS = Makers(
     (*CONVERTER_SOURCES, "corpus", "backends", "calibration"),
     ("llama-cpp-python", "gguf", "numpy", "tokenizers"),

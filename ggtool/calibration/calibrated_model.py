@@ -1,7 +1,7 @@
 """Quantize a checkpoint with a calibration text, one decoder block after the other.
 
-A block is loaded in float, given what the packed blocks before it made of the text, quantized, and run once more
-for the block that follows. So memory holds one float block, the packed model and the hidden states.
+Each block is loaded in float, fed the outputs of the packed blocks before it, quantized, and run again to feed the
+next. Memory holds one float block, the packed model and the hidden states.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def calibrate_model(
 ) -> PreTrainedModel:
     """Return the model of `folder` packed by `method`, the matrices that `components` names, the rest float32.
 
-    chunks: token ids (n_chunks, n_ctx). What is outside the blocks, token table and output head, is quantized as
-    without calibration. A layer's bias makes up for the mean error of its products. progress: blocks done, of all.
+    chunks: token ids (n_chunks, n_ctx). The token table and the output head are quantized without calibration. A
+    layer's bias is corrected for the mean error of its outputs. progress: blocks done, of all.
 
-    Raises SourceError as `ggtool.quantizers.packed.load_packed` does, and MeasureError when a block is given a
-    number that is not finite.
+    Raises SourceError as `ggtool.quantizers.packed.load_packed` does, and MeasureError when an activation is
+    not finite.
     """
     refuse_quantized(folder)
     model = skeleton(folder)
@@ -93,7 +93,10 @@ def _quantize_block(
     if method == "awq":
         _fold_factors(model, blocks, index, linears, fed, quantizer)
     for one in matrices:
-        linear, heard = one.modules[0], fed.get(one.names[0])  # nothing of a layer that no token reached
+        linear, heard = (
+            one.modules[0],
+            fed.get(one.names[0]),
+        )  # no statistics for a layer that no token reached
         weight = matrix(linear).contiguous()
         codes, scales = _round(quantizer, method, weight, None if heard is None else _cost(linear, heard))
         bias = linear.bias
@@ -103,7 +106,7 @@ def _quantize_block(
 
 
 def _cost(linear: nn.Module, moments: Moments) -> Tensor:
-    """Return H of a layer, so that an error e in a row of its matrix costs e H eᵀ."""
+    """Return a layer's Hessian H: an error e in a row of its weight costs e H eᵀ."""
     return moments.gram if linear.bias is None else moments.covariance
 
 
@@ -141,7 +144,7 @@ def _fold_factors(
 
 
 def _move_buffers(model: nn.Module, device: Device) -> None:
-    """Move what the model computes with besides weights; blocks that are still empty cannot be moved whole."""
+    """Move the model's buffers; blocks without weights yet cannot be moved whole."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

@@ -1,8 +1,8 @@
-"""Where a factor for a linear layer's input channels can hide: in the norm or the layer that makes those channels.
+"""Find where a linear layer's input scaling can be folded: into the norm or the layer that produces its input.
 
-W · diag(s) in the consumer and diag(1/s) in the producer leave a float block what it was, if nothing between or
-beside them breaks it. That is not looked up by architecture: each candidate is tried with uneven factors on real
-hidden states, and is a fold only if the block's output stays the same.
+W · diag(s) in the consumer and diag(1/s) in the producer cancel if nothing between them is in the way. Nothing is
+looked up by architecture: each candidate is tried with uneven factors on real hidden states, and is a fold only if
+the block's output stays the same.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _THROUGH: Mapping[str, Mapping[str, Callable[[int, int], int]]] = {
 }
 # What a norm adds to its weight: nothing, or Gemma's 1.
 _OFFSETS = (0.0, 1.0)
-# Change of a block's output, as a share of its largest number, that can be float32's own rounding.
+# Largest change of a block's output, relative to its maximum, that float32 rounding explains.
 _TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Linear layers that a factor per input channel can be moved into, out of the producer of the channels.
+    """Linear layers whose input scaling can be moved between them and the producer of their input.
 
     consumers: layers with the same input, by name. producer: a norm, or a linear layer whose last `n_channels`
     outputs they are. channels: for each input channel of the consumers, which of those it comes from. offset: what
@@ -72,7 +72,7 @@ def find_folds(
     groups: Sequence[Mapping[str, nn.Module]],
     run: Callable[[], Tensor],
 ) -> list[Fold]:
-    """Return the folds of a float block of `model` that leave its output what it is.
+    """Return the folds of a float block that leave its output unchanged.
 
     groups: linear layers of it that share an input, by name. run: computes the block's output for some hidden
     state. Call it under `torch.no_grad()`.
@@ -85,7 +85,7 @@ def find_folds(
 def _is_exact(fold: Fold, original: Tensor, run: Callable[[], Tensor]) -> bool:
     touched = [p for module in (*fold.consumers.values(), fold.producer) for p in module.parameters()]
     before = [parameter.clone() for parameter in touched]
-    # Powers of 2, so that a product with one is rounded no differently.
+    # Powers of 2, so that multiplying by one adds no rounding error.
     powers = torch.arange(fold.n_channels, device=original.device) * 7 % 5 - 2
     fold.apply(torch.exp2(powers.to(torch.float32)))
     changed = run()
@@ -97,7 +97,7 @@ def _is_exact(fold: Fold, original: Tensor, run: Callable[[], Tensor]) -> bool:
 def _norms(
     block: nn.Module, groups: Sequence[Mapping[str, nn.Module]], run: Callable[[], Tensor]
 ) -> Iterator[Fold]:
-    """Yield the groups whose input is a norm's output, once for each thing that a norm may add to its weight."""
+    """Yield the groups whose input is a norm's output, once for each offset that a norm may add to its weight."""
     made: list[tuple[nn.Module, Tensor]] = []
     taken: dict[nn.Module, Tensor] = {}
 
@@ -128,7 +128,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _layers(model: PreTrainedModel, groups: Sequence[Mapping[str, nn.Module]]) -> Iterator[Fold]:
-    """Yield the layers whose inputs are another's outputs, mixed by position or times something at most."""
+    """Yield the layers whose input is another layer's output, at most mixed over positions or multiplied elementwise."""
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for group in groups:
@@ -146,7 +146,7 @@ def _layers(model: PreTrainedModel, groups: Sequence[Mapping[str, nn.Module]]) -
 
 
 def _served(n_channels: int, n_inputs: int, head_dim: int) -> Tensor | None:
-    """Return, for each of `n_inputs` channels, which of `n_channels` it comes from; None if that cannot be.
+    """Return, for each of `n_inputs` channels, which of `n_channels` it comes from; None if they do not divide.
 
     Where there are fewer, each head of values serves several heads of queries in a row.
     """

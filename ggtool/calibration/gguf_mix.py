@@ -1,8 +1,8 @@
-"""The mix of tensor types that fits a size and loses least: --target-size and --target-bpw.
+"""Choose the mix of tensor types for --target-size and --target-bpw.
 
-The loss of a mix is taken as the sum over its tensors of sensitivity * relative error. The errors are measured
-with the real quantizers (`ggtool.conversion.quantization_error`). With a calibration text the sensitivities are measured
-as well (`ggtool.calibration.gguf_sensitivity`), and the sum is the KL divergence expected; without one they are all 1.
+The loss of a mix is the sum over its tensors of sensitivity * relative error. Errors are measured with the real
+quantizers (`ggtool.conversion.quantization_error`). With a calibration text, sensitivities are measured too
+(`ggtool.calibration.gguf_sensitivity`), and the sum estimates the KL divergence; without one they are all 1.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ggtool.system.atomic import atomic_output
 from ggtool.system.files import read_json
 from ggtool.system.progress import StageProgress
 
-# Types worth having, by block size: K and IQ types where rows hold whole blocks of 256, else those of 32.
+# Candidate types by block size: K and IQ types where rows hold whole blocks of 256, else those of 32.
 _OF_256 = ("Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K")
-# ggml takes ten seconds to make their tables, and they are of use only where little else fits.
+# ggml takes ten seconds to make their tables, so they are tried only where little else fits.
 _TINY = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M")
 _OF_32 = ("F16", "Q8_0", "Q5_1", "Q5_0", "IQ4_NL")
 _TINY_BPW = 4.0
 # llama.cpp keeps the position table F32; it reads these as well, and the table is looked up, not multiplied.
 _POSITION_TABLE, _OF_POSITIONS = "position_embd.weight", ("F32", "F16", "Q8_0")
 _COARSE = ("Q3_K", "Q4_0", "Q8_0")
-# The quant type a file is said to be, by the tensor type that holds most of its weights.
+# The quant type written in the file, by the tensor type that holds most of its weights.
 _FILE_TYPES: Mapping[str, str] = {
     "Q6_K": "Q6_K", "Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M", "Q2_K": "Q2_K", "IQ4_XS": "IQ4_XS",
     "IQ3_S": "IQ3_M", "IQ3_XXS": "IQ3_XXS", "IQ2_S": "IQ2_M", "IQ2_XS": "IQ2_XS", "IQ2_XXS": "IQ2_XXS",
@@ -64,7 +64,7 @@ class SizeTarget:
 
     @property
     def placeholder(self) -> Format:
-        """A row to name the file by while its mix is not chosen yet."""
+        """A format row that names the file before its mix is chosen."""
         return replace(find_qtype("q8_0"), name=self.name)
 
 
@@ -76,7 +76,7 @@ def choose_recipe(
     threads: int,
     progress: StageProgress,
 ) -> Recipe:
-    """Measure, choose, and return the mix; UsageError when the target is smaller than any mix."""
+    """Measure, choose and return the mix; UsageError when no mix is that small."""
     model = read_model(source)
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     row = target.placeholder
@@ -120,7 +120,7 @@ def _budget(source: ModelSource, target: SizeTarget, options: Options, tensors: 
         return int(target.max_bpw * n_params / 8)
     assert target.max_bytes is not None
     (whole,) = plan(source, [target.placeholder], options)
-    # The header is the same whatever the types are.
+    # The header has the same size for any types.
     return target.max_bytes - (whole.n_bytes - whole.weights_bytes)
 
 

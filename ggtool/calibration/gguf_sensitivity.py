@@ -1,4 +1,4 @@
-"""How much a model's predictions suffer from noise in one tensor: measured, one tensor at a time.
+"""Sensitivity of a model's predictions to quantizing one tensor, measured with llama.cpp one tensor at a time.
 
 The tensor alone is quantized to a coarse type in a copy of the full-precision GGUF, llama.cpp runs it, and the
 mean KL divergence of its next-token predictions to the original's is taken over the second half of each chunk,
@@ -45,7 +45,7 @@ def measure_divergences(
 ) -> dict[str, float]:
     """Return {tensor: mean KL divergence in nats} for each tensor held as `coarse` says, all others untouched.
 
-    `model` is a GGUF of the checkpoint's own precision. UsageError when the text is too short.
+    `model` is a GGUF in the checkpoint's own precision. UsageError when the text is too short.
     """
     found = {}
     with scratch_file(model.parent, f"{model.name}.sensitivity") as copy:
@@ -69,7 +69,7 @@ def measure_divergences(
 def _coarse(
     tensor: ModelTensor, type_name: str, importance: npt.NDArray[np.float32] | None, place: TensorInfo
 ) -> npt.NDArray[np.uint8]:
-    """Quantize all of a tensor and return it in the type that the file has for it."""
+    """Quantize a whole tensor and return it in the type that the file stores it in."""
     parts = []
     n_matrices = 1 if importance is None else len(importance)
     per_matrix = tensor.n_rows // n_matrices
@@ -92,7 +92,7 @@ def _write(path: Path, place: TensorInfo, data: npt.NDArray[np.uint8]) -> None:
 def _chunks(path: Path, options: LoadOptions, text: str, n_chunks: int) -> list[list[int]]:
     with closing(LlamaCppBackend(None, path, options)) as backend:
         n_ctx = min(N_CTX, backend.n_ctx)
-        # Some 8 bytes a token is more than any vocabulary needs; the text may be a book.
+        # 8 bytes a token is more than any vocabulary needs; the rest of a long text is not tokenized.
         ids = backend.vocabulary.tokenize(text[: 16 * n_ctx * n_chunks], add_special=True)
         bos = [backend.vocabulary.bos] if backend.vocabulary.add_bos else []
     n_chunks = min(n_chunks, len(ids) // n_ctx)

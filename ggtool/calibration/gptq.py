@@ -1,6 +1,6 @@
-"""GPTQ (arXiv 2210.17323): round a matrix column by column, and let the columns to come make up for each error.
+"""GPTQ (arXiv 2210.17323): round a matrix column by column, feeding each error forward into the columns that follow.
 
-The error that counts is that of the products, tr((W - Ŵ) H (W - Ŵ)ᵀ) with H the mean of x xᵀ over calibration
+The error minimized is that of the layer's outputs, tr((W - Ŵ) H (W - Ŵ)ᵀ) with H the mean of x xᵀ over calibration
 inputs x. Columns go in order of falling H[i, i] ("act order"); scales are found beforehand, so that a group keeps
 its columns together in storage ("static groups").
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ggtool.quantizers.search import nearest
 
-# Columns whose errors are kept together before the rest of the matrix hears of them: one product for many.
+# Lazy-update block size, in columns.
 _BLOCK = 128
 DAMPING = 0.01
 
@@ -24,7 +24,7 @@ def gptq_codes(
 
     hessian: float (columns, columns), symmetric, no eigenvalue below 0. scales: float (rows, columns), the one
     of each weight's group. values: ascending float32, the table. damping: what is added to the diagonal, as a
-    share of its mean. Rows that plain rounding leaves with less error on the same inputs are rounded plainly.
+    share of its mean. Rows whose output error plain rounding makes smaller are rounded plainly.
     """
     n_columns = weight.shape[1]
     order = hessian.diagonal().argsort(descending=True, stable=True)
@@ -55,15 +55,15 @@ def _nearest(weights: Tensor, steps: Tensor, values: Tensor) -> Tensor:
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
-    """Return the mean squared error of each row's products, (rows,), for a difference of matrices (rows, columns)."""
+    """Return each row's mean squared output error, (rows,), for a difference of weights (rows, columns)."""
     return ((difference @ hessian.to(difference.dtype)) * difference).sum(1)
 
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Return the upper U with U.T @ U = inverse of the damped `hessian`; its row i steers column i's error."""
+    """Return the upper U with U.T @ U = inverse of the damped `hessian`; row i spreads the error of column i."""
     share = damping * (float(hessian.diagonal().mean()) or 1.0)
     failed = True
-    while failed:  # sums in float32 may leave an eigenvalue a little below 0
+    while failed:  # float32 sums can leave an eigenvalue slightly below 0
         lower, info = torch.linalg.cholesky_ex(hessian + share * torch.eye(len(hessian)).to(hessian))
         failed, share = bool(info), 10 * share
     upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)

@@ -1,4 +1,4 @@
-"""An importance matrix from a model and a text: llama.cpp runs, the sums become llama.cpp's own file format."""
+"""Compute an importance matrix: run a GGUF over a text with llama.cpp and write the sums in llama.cpp's file format."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def compute_imatrix(
 ) -> ImportanceMatrix:
     """Run the GGUF at `model` over chunks of options.n_ctx tokens of the text file `data`; 0 chunks is all of it.
 
-    Raises what `ggtool.backends.llama_cpp.imatrix.collect_inputs` raises, and UsageError for a text that is none.
+    Raises what `ggtool.backends.llama_cpp.imatrix.collect_inputs` raises, and UsageError for a file that is not text.
     """
-    # llama_cpp takes 0.15 s to import, and a conversion without calibration needs none of it.
+    # llama_cpp takes 0.15 s to import, which a conversion without calibration need not spend.
     from ggtool.backends.llama_cpp.imatrix import collect_inputs
 
     found, n_chunks = collect_inputs(
@@ -73,7 +73,7 @@ def calibrate(
         options = LoadOptions(min(n_ctx, trained), threads)
         made = compute_imatrix(model, data, options, n_chunks=n_chunks, output=output, progress=progress)
         write_imatrix(path, made, force=True)
-    # The name goes into every file made with it; where the cache is does not belong there.
+    # The name is written into every file made with it; the cache's path should not be.
     return replace(read_imatrix(path), name=path.name)
 
 
@@ -86,7 +86,7 @@ def cached_imatrix(
 
 
 def full_precision(source: ModelSource, threads: int, progress: StageProgress | None = None) -> Path:
-    """Return the checkpoint as a GGUF that has its own precision, out of the cache or made for it."""
+    """Return the checkpoint as a GGUF in its own precision, from the cache or made now."""
     narrow = all(tensor.dtype == "BF16" for tensor in source.weights.values())
     row = find_qtype("bf16" if narrow else "f32")
     path = gguf_folder(source) / f"{source.name}-{row.name}.gguf"
@@ -103,11 +103,13 @@ def full_precision(source: ModelSource, threads: int, progress: StageProgress | 
 
 
 def read_text(path: Path) -> str:
-    """Read a calibration text; UsageError for a file that is none."""
+    """Read a calibration text; UsageError for a file that is not UTF-8 text."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None
+        raise UsageError(
+            f"{path} is not UTF-8 text; convert it, for example with `iconv -t utf-8`."
+        ) from None
     return text.removesuffix("\n")  # as llama.cpp's tools read a file

@@ -1,4 +1,4 @@
-"""What crosses the border to a calibrating child, one dataclass a task; `ggtool.calibration.tasks` does them.
+"""What is sent to a calibrating child process, one dataclass per task; `ggtool.calibration.tasks` does them.
 
 Paths are absolute. `chunks` is an .npy file of token ids (n_chunks, n_ctx).
 """

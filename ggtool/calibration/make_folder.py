@@ -1,4 +1,4 @@
-"""One checkpoint to a folder that stands alone: packed in one from-scratch format, or in a mix of them."""
+"""Quantize a checkpoint into a self-contained folder: one from-scratch format, or a mix of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class QuantizeRequest:
 
 @dataclass(frozen=True)
 class MadeFolder:
-    """The folder that was made; `method` is what its calibration, mix or training tells of itself."""
+    """The folder that was made; `method` describes the calibration, mix or training."""
 
     path: Path
     format: Format
@@ -65,14 +65,14 @@ def make_folder(
     progress: StageProgress,
     on_point: Callable[[Point], None] = lambda point: None,
 ) -> MadeFolder:
-    """Quantize as asked and save it; `on_point` gets each point of a training's curve.
+    """Quantize and save a checkpoint; `on_point` gets each point of a training curve.
 
     Raises UsageError, SourceError or OutputError before any work where the request is wrong.
     """
     fmt, components = _format(request)
     if request.training is not None and fmt.method is not None:
         raise UsageError(
-            f"{fmt.backend} chooses its codes from a calibration text, and --qat by training; take one of the two."
+            f"{fmt.backend} chooses its codes by calibration, --qat by training: use a format without calibration, or leave out --qat."
         )
     if request.target_bpw is None:
         check_calibration([Spec(fmt, components)], request.calibration)
@@ -115,20 +115,20 @@ def _format(request: QuantizeRequest) -> tuple[Format, str]:
     if request.training is not None:
         raise UsageError("--qat trains with one format: name it by --backend instead of --target-bpw.")
     if request.calibration is None:
-        raise UsageError(
-            "--target-bpw measures on a text what each matrix loses in each format: pass --calibration TEXT."
-        )
+        raise UsageError("--target-bpw needs a text to measure each matrix on: pass --calibration TEXT.")
     return mix_format(request.target_bpw), ALL
 
 
 def parse_format(name: str) -> tuple[Format, str]:
     """Read a from-scratch format with its selector; UsageError for every other one."""
     if "," in name:
-        raise UsageError("a folder holds one format; call `ggtool quantize` once for each.")
+        raise UsageError(
+            "--backend takes one format here, since a folder holds one; run `ggtool quantize` once for each."
+        )
     spec = parse_backend(name)
     if not isinstance(spec.what, Format) or not (spec.what.quantizer or "").startswith("scratch-"):
         raise UsageError(
-            f"{name} is not quantized by ggtool; `ggtool quantize` takes scratch-* formats, `ggtool convert` makes GGUF."
+            f"{name} is not a from-scratch format: `ggtool quantize` takes scratch-* formats, and `ggtool convert --qtype` makes GGUF."
         )
     return spec.what, spec.components
 
@@ -144,7 +144,7 @@ def _mix(request: QuantizeRequest, task: PackTask, progress: StageProgress) -> d
 
 
 def _quantize(task: PackTask, progress: StageProgress) -> dict[str, object]:
-    # torch is imported here: a request that is wrong is refused before the seconds that takes.
+    # torch takes seconds to import, so a wrong request is refused before.
     import torch
 
     from ggtool.quantizers.packed import load_packed

@@ -1,4 +1,4 @@
-"""One checkpoint to several GGUF files in one pass, with what a calibration text decides: importance matrix and mix."""
+"""Convert a checkpoint to several GGUF files in one pass, computing an importance matrix or choosing a mix if asked."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class ConvertRequest:
 
     @property
     def target(self) -> SizeTarget | None:
-        """What --target-size or --target-bpw asks for."""
+        """The target of --target-size or --target-bpw, None without one."""
         if self.target_size is None and self.target_bpw is None:
             return None
-        # Imported here: a conversion without a target does not wait for what chooses one.
+        # Imported here, for a conversion without a target does not need it.
         from ggtool.calibration.gguf_mix import SizeTarget
 
         if self.target_size is not None:
@@ -101,7 +101,7 @@ def make_gguf(request: ConvertRequest, notify: Notify, progress: StageProgress) 
     made, recipe = _make(request, source, formats, options, recipe, paths, progress)
     if recipe and not request.recipe:
         write_recipe(recipe_path(paths(recipe.format)), recipe, force=request.force)
-    # llama.cpp finds the other parts by the first one's own name, so a link to it would not open.
+    # llama.cpp derives the other parts' names from the first one's, so a link to a split model would not open.
     is_model = request.out is None and not request.vocab_only and made[-1].plan.n_parts == 1
     return MadeFiles(made, _point_at(made[-1].path, source.name, notify) if is_model else None)
 
@@ -119,7 +119,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     n_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if n_bytes <= 0:
-        raise UsageError(f"{text!r} is no size; write it as 60MB, 2G or 500MiB.")
+        raise UsageError(f"{text!r} is not a size; write it like 60MB, 2G or 500MiB.")
     return n_bytes
 
 
@@ -141,7 +141,7 @@ def _make(
             request.calibration,
             threads,
             n_chunks=request.calibration_chunks,
-            # A chosen mix may go low on the output too, and then it matters which of its inputs count.
+            # A chosen mix may quantize the output matrix strongly too, so its inputs are collected as well.
             output=request.target is not None,
             progress=progress,
         )
@@ -179,13 +179,15 @@ def check_request(request: ConvertRequest, *, dry_run: bool = False) -> None:
     """Raise UsageError for flags that do not go together."""
     ways = [request.target_size is not None, request.target_bpw is not None, request.recipe is not None]
     if sum(ways) + bool(request.qtypes) > 1:
-        raise UsageError("--qtype, --target-size, --target-bpw and --recipe exclude each other; pass one.")
+        raise UsageError(
+            "--qtype, --target-size, --target-bpw and --recipe exclude each other; pass only one of them."
+        )
     if request.vocab_only and (request.qtypes or any(ways)):
         raise UsageError("--vocab-only writes no tensors, so it takes no quant type.")
     if not (request.qtypes or any(ways) or request.vocab_only or dry_run):
         raise UsageError("no quant type named; pass one with --qtype, such as --qtype q4_k_m.")
     if request.imatrix and request.calibration:
-        raise UsageError("--imatrix and --calibration exclude each other; pass one.")
+        raise UsageError("--imatrix and --calibration exclude each other; pass only one of them.")
     if dry_run and (request.calibration or request.target):
         raise UsageError("--dry-run reads no weights, so it takes neither --calibration nor a target.")
 
@@ -223,7 +225,9 @@ def _options(request: ConvertRequest, recipe: Recipe | None) -> Options:
         leave_output_tensor=request.leave_output_tensor,
     )
     if rules != TypeRules() and (recipe or request.target):
-        raise UsageError("a recipe or a target decides every tensor's type, so it takes no other type flags.")
+        raise UsageError(
+            "--recipe and the targets decide every tensor's type; leave out --tensor-type and the other type flags."
+        )
     imatrix: ImportanceMatrix | None = read_imatrix(request.imatrix) if request.imatrix else None
     return Options(
         rules=rules,
@@ -251,7 +255,7 @@ def _paths(name: str, out: Path | None) -> Callable[[Format], Path]:
 
 
 def _point_at(newest: Path, name: str, notify: Notify) -> Path | None:
-    """Let models/<name>.gguf be the newest file, so that `ggtool chat models/gpt2.gguf` needs no quant type."""
+    """Link models/<name>.gguf to the newest file, so that `ggtool chat models/gpt2.gguf` needs no quant type."""
     link = newest.parent / f"{name}.gguf"
     try:
         atomic_symlink(link, newest)

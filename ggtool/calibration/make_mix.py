@@ -1,4 +1,4 @@
-"""A saved folder with a format for each matrix: measure, choose the mix of a size, pack and save."""
+"""Quantize each matrix in the format chosen for it: measure, choose the mix, pack and save."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ggtool.system.progress import StageProgress
 
 
 def make_mix(task: PackTask, text: Path, n_chunks: int | None, progress: StageProgress) -> dict[str, object]:
-    """Save the mix of at most `task.format.bits` bits per weight that loses least of the text; return its facts."""
+    """Save the mix of least expected divergence with at most `task.format.bits` bits per weight; return its facts."""
     source, target_bpw = task.source, task.format.bits
     calibration = read_calibration(source, text, n_chunks, default=DEFAULT_CHUNKS, n_tokens=CHUNK_TOKENS)
     try:
@@ -27,8 +27,10 @@ def make_mix(task: PackTask, text: Path, n_chunks: int | None, progress: StagePr
             progress=partial(progress, "measuring sensitivity"),
         )
     except KeyboardInterrupt:
-        raise MeasureError("stopped; nothing was saved, and the measurements begin anew.") from None
-    # torch is imported here: a target that cannot be met is refused before the seconds that takes.
+        raise MeasureError(
+            "stopped before the measurements were complete; nothing was saved, and the same command starts again."
+        ) from None
+    # torch takes seconds to import, so a target that cannot be met is refused before.
     import torch
 
     from ggtool.quantizers.mixed import load_mixed

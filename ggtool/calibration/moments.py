@@ -1,4 +1,4 @@
-"""What calibration keeps of the inputs of a linear layer: sums of x xᵀ and of x, added up a chunk at a time."""
+"""First and second moments of a linear layer's inputs, accumulated chunk by chunk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class Moments:
-    """The first two moments of inputs x (columns,); layers that are fed the same tensors share one.
+    """The first two moments of inputs x (columns,); layers with the same input share one.
 
-    Sums are of x less the mean of what came first: a channel that is large but hardly varies would drown what it does.
+    Sums are of x minus the mean of the first inputs: a large channel that hardly varies would lose its variance to rounding.
     """
 
     def __init__(self, n_columns: int, device: torch.device) -> None:
@@ -22,7 +22,7 @@ class Moments:
         self._n_inputs = 0
 
     def add(self, x: Tensor) -> None:
-        """Take in inputs (..., columns)."""
+        """Add inputs (..., columns)."""
         flat = x.reshape(-1, x.shape[-1]).to(torch.float32)
         if not self._n_inputs and len(flat):
             self._shift = flat.mean(0)
@@ -32,7 +32,7 @@ class Moments:
         self._n_inputs += len(flat)
 
     def divide(self, factors: Tensor) -> None:
-        """Make them those of inputs that are divided by `factors` (columns,)."""
+        """Rescale to the moments of inputs divided by `factors` (columns,)."""
         self._squares /= torch.outer(factors, factors)
         self._total /= factors
         self._shift /= factors
@@ -44,7 +44,7 @@ class Moments:
 
     @property
     def gram(self) -> Tensor:
-        """Return the mean of x xᵀ, float32 (columns, columns): what an error in W costs, squared."""
+        """Return the mean of x xᵀ, float32 (columns, columns): the cost of a squared error in W."""
         mean = self.mean
         return self.covariance + torch.outer(mean, mean)
 
@@ -67,9 +67,7 @@ def observed(linears: Mapping[str, nn.Module]) -> Iterator[tuple[dict[str, Momen
     The function that comes with the moments is to be called after each chunk.
     """
     found: dict[str, Moments] = {}
-    heard: list[
-        tuple[Tensor, Moments]
-    ] = []  # holds inputs, so that no other takes the place of one in memory
+    heard: list[tuple[Tensor, Moments]] = []  # Keeps tensors alive so that identity checks stay valid.
 
     def listener(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hear(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

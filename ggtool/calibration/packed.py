@@ -1,6 +1,6 @@
-"""Packed models that a calibration text decides: cut into chunks here, made by a child, kept in the cache.
+"""Packed models made with calibration: the text is cut here, a child process quantizes, the cache keeps the result.
 
-Quality, speed and memory are measured in processes of their own; each loads what was made once.
+Quality, speed and memory are each measured in a process of its own, and all load the same packed model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ggtool.system.progress import Progress
 
 DEFAULT_CHUNKS = 128
 CHUNK_TOKENS = 1024
-# Of a text shorter than this, what a model makes of it says little of anything.
+# Too short to calibrate reliably.
 _LEAST_TOKENS = 32
 
 
@@ -40,14 +40,14 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        """Of the ids and how they are cut."""
+        """The sha256 of the ids and their shape."""
         digest = hashlib.sha256(repr(self.chunks.shape).encode())
         digest.update(self.chunks.astype("<i4").tobytes())
         return digest.hexdigest()
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a saved model says of the text it was calibrated on."""
+        """What a saved model records about its calibration text."""
         return {
             "text_sha256": self.text_sha256,
             "n_chunks": len(self.chunks),
@@ -72,7 +72,9 @@ def read_calibration(
     tokens = corpus.tokenize(text, source)
     total = len(tokens.ids)
     if total < _LEAST_TOKENS:
-        raise UsageError(f"{data} has {total} tokens; calibrating takes {_LEAST_TOKENS} at least.")
+        raise UsageError(
+            f"{data} has {total} tokens, too few to calibrate on; give a text of at least {_LEAST_TOKENS} tokens."
+        )
     n_ctx = min(n_tokens, _trained_n_ctx(source), total)
     wanted = default if n_chunks is None else n_chunks
     available = total // n_ctx

@@ -1,6 +1,6 @@
-"""What a float model predicts, kept in a file, and how far from it the predictions of other hidden states are.
+"""Store a float model's predictions on disk, and compute the KL divergence of other predictions from them.
 
-The file has no name and is gone with its process: of a large vocabulary the predictions may be larger than the model.
+The file is unnamed and vanishes with its process. With a large vocabulary it may be larger than the model.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Predictions:
         self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def keep(self, hidden: Iterable[Tensor]) -> None:
-        """Write what follows from each chunk's hidden state (1, n_ctx, width) behind the last block."""
+        """Write the predictions for each chunk's hidden state (1, n_ctx, width) after the last block."""
         for ours in self._log_probs(hidden):
             self._file.write(ours.cpu().numpy().tobytes())
 
     def divergence(self, hidden: Iterable[Tensor]) -> float:
-        """Return the mean KL divergence in nats of what follows from `hidden`, as in `keep`, from what was kept."""
+        """Return the mean KL divergence, in nats, of the predictions for `hidden` from those that `keep` stored."""
         self._file.seek(0)
         total, count = 0.0, 0
         for ours in self._log_probs(hidden):
@@ -67,7 +67,7 @@ class Predictions:
 
 @contextmanager
 def _returning(modules: Sequence[nn.Module], state: Tensor) -> Iterator[None]:
-    """Have every module return `state`, whatever it is called with."""
+    """Make every module return `state`, whatever it is called with."""
     for module in modules:
         module.forward = lambda *args, **kwargs: state  # for the instance, and for now
     try:

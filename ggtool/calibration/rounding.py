@@ -1,4 +1,4 @@
-"""Rounding a matrix to a table of values with a say in which columns count, and packing codes chosen elsewhere."""
+"""Importance-weighted rounding to a codebook, and packing of codes chosen elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def round_weighted(
 ) -> tuple[Tensor, Tensor]:
     """Return uint8 codes (rows, columns) and float16 scales (rows, groups) of a finite `weight` (rows, columns).
 
-    importance: of each column's squared error, (columns,), not negative.
+    importance: weight of each column's squared error, (columns,), not negative.
     """
     values = table(quantizer, weight.device)
     shares = None
@@ -46,6 +46,6 @@ def table(quantizer: TableQuantizer, device: torch.device) -> Tensor:
 def pack(quantizer: TableQuantizer, codes: Tensor, scales: Tensor) -> QuantizedTensor:
     """Return the packed matrix of uint8 codes (rows, columns) and float16 scales (rows, groups)."""
     n_rows, n_columns = codes.shape
-    # What fills up the last group is code 0: no product sees it.
+    # The last group is padded with code 0, which no product reads.
     whole = F.pad(codes, (0, -n_columns % quantizer.group)).view(n_rows, -1, quantizer.group)
     return QuantizedTensor(quantizer.pack(whole), scales[..., None].contiguous(), (n_rows, n_columns))

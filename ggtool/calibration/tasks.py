@@ -1,4 +1,4 @@
-"""What a child does with a calibration job. Imported in children alone, for torch comes with it."""
+"""The tasks of a calibrating child process. Imported in children only, since it imports torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The mix of from-scratch formats that fits a number of bits and loses least: `ggtool quantize --target-bpw`.
+"""Choose a from-scratch format for each matrix: `ggtool quantize --target-bpw`.
 
-What each format of each matrix costs is measured in a child (`ggtool.quantizers.mixed`) and kept in the cache, so that
-another target is only another choice. The loss of a mix is taken as the sum of what its parts lose alone.
+The cost of each format for each matrix is measured in a child process (`ggtool.calibration.torch_survey`) and cached, so
+that another target needs no new measurement. The loss of a mix is the sum of its matrices' losses measured alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ggtool.system.atomic import atomic_output
 from ggtool.system.files import read_json
 from ggtool.system.progress import Progress
 
-# Of the calibration text; each is run once for every measurement.
+# Chunks of the calibration text; each is run once per measurement.
 DEFAULT_CHUNKS = 2
 CHUNK_TOKENS = 512
 _LEAST_BPW, _MOST_BPW = 1, 32
@@ -37,8 +37,8 @@ _LEAST_BPW, _MOST_BPW = 1, 32
 class Mix:
     """A choice: the row of QUANTIZERS for each matrix, by the name of its first user.
 
-    bpw: 8 · bytes / parameters of the whole model, what stays float included. expected_kld: in nats, the sum of what
-    each matrix loses alone.
+    bpw: 8 · bytes / parameters of the whole model, unquantized parts included. expected_kld: in nats, the sum of the
+    divergences of each matrix measured alone.
     """
 
     formats: Mapping[str, str]

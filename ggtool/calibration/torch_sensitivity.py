@@ -1,8 +1,8 @@
-"""How much a model's predictions suffer when one of its matrices is rounded: measured, one matrix at a time.
+"""Sensitivity of a model's predictions to rounding one matrix, measured with torch one matrix at a time.
 
 The matrix alone is rounded, the rest stays float, and the mean KL divergence of the next-token predictions to the
 float model's is taken over the second half of each chunk, in nats. Blocks before the rounded one are not run again:
-what they make of the text is kept.
+their outputs are kept.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ggtool.quantizers import Quantizer
 from ggtool.quantizers.matrices import Matrix
 from ggtool.system.progress import Progress
 
-# Weights rounded at a time, so that a search needs little memory beside a token table.
+# Weights rounded at a time, to bound memory for large token tables.
 _WEIGHTS_AT_ONCE = 1 << 20
-# Weights that the error of a format is taken over, in whole rows spread evenly.
+# Weights that a format's error is estimated on, in whole rows spread evenly.
 _SAMPLED_WEIGHTS = 1 << 18
 
 
@@ -40,7 +40,7 @@ def measure_divergences(
 ) -> dict[str, dict[str, float]]:
     """Return {first name of a matrix: {name of a quantizer: mean KL divergence in nats}}.
 
-    model: float32, and afterwards what it was; chunks: token ids (n_chunks, n_ctx) on its device. Raises MeasureError
+    model: float32, unchanged afterwards; chunks: token ids (n_chunks, n_ctx) on its device. Raises MeasureError
     for predictions that are not finite.
     """
     found: dict[str, dict[str, float]] = {matrix.names[0]: {} for matrix in matrices}
@@ -84,13 +84,13 @@ def rows_of(matrix: Matrix) -> Tensor:
 def _with_runs(
     model: PreTrainedModel, matrices: Sequence[Matrix], chunks: Tensor
 ) -> Iterator[tuple[Matrix, Callable[[], Iterator[Tensor]]]]:
-    """Yield each matrix with what runs the model from there: to the hidden state of each chunk behind the last block."""
+    """Yield each matrix with a function that runs the model from its block on and yields the last hidden states."""
     names = block_names(model)
     of_block: dict[int, list[Matrix]] = {index: [] for index in range(-1, len(names))}
     for matrix in matrices:
         of_block[_block_of(matrix, names)].append(matrix)
     for matrix in of_block[-1]:
-        # It may be the token table, which changes what the first block is given.
+        # It may be the token table, which changes the first block's input.
         yield matrix, lambda: Blocks(model, chunks).rest(0)
     blocks = Blocks(model, chunks)
     for index in range(len(names)):
@@ -106,7 +106,7 @@ def _block_of(matrix: Matrix, names: Sequence[str]) -> int:
 
 @contextmanager
 def _rounded(matrix: Matrix, quantizer: Quantizer) -> Iterator[None]:
-    """Have a float matrix hold what the quantizer makes of it."""
+    """Round a float matrix with the quantizer while the block runs."""
     weight = rows_of(matrix)
     original = weight.clone()
     step = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])

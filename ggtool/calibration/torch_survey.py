@@ -22,8 +22,8 @@ from ggtool.quantizers.saving import make_quantizer
 from ggtool.quantizers.selectors import ALL
 from ggtool.system.progress import Progress
 
-# Of each number of bits the format of least error; two and three ternary planes have more error than int3 and iq4,
-# which take fewer bits.
+# The format of least error for each number of bits. Two and three ternary planes have more error than int3 and iq4,
+# at more bits.
 CANDIDATES = (
     "scratch-bf16",
     "scratch-int8-group",
@@ -40,10 +40,10 @@ MEASURED = ("scratch-iq4", "scratch-int3", "scratch-int2", "scratch-ternary")
 
 @dataclass(frozen=True)
 class Survey:
-    """What a model can be held as.
+    """The cost of every candidate format for every matrix of a model.
 
-    choices: by the first name of a matrix and by candidate. n_params: of the whole model. other_bytes: what is not
-    to be chosen takes, in float32.
+    choices: by the first name of a matrix and by candidate. n_params: of the whole model. other_bytes: size of
+    the parts that are not quantized, in float32.
     """
 
     choices: Mapping[str, Mapping[str, Choice]]
@@ -62,7 +62,7 @@ def float_model(folder: Path, device: Device) -> PreTrainedModel:
 def survey(
     folder: Path, chunks: Tensor, device: Device, progress: Progress = lambda done, total: None
 ) -> Survey:
-    """Measure what every candidate costs for every matrix of the checkpoint in `folder`.
+    """Measure the cost of every candidate format for every matrix of the checkpoint in `folder`.
 
     chunks: token ids (n_chunks, n_ctx). Memory is taken for the float model, its largest matrix once more, and the
     hidden states of the chunks. Raises SourceError as `load_packed` does, MeasureError as `measure_divergences`.

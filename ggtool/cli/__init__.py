@@ -1,1 +1,1 @@
-"""The command line, one file a command: its flags, its call, its printing. `app` loads a command when it is named."""
+"""The command line: one file per command, with its flags, its call and its printing. `app` imports a command when it is named."""

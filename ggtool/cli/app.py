@@ -1,4 +1,4 @@
-"""The command tree. A command's module is imported when that command is named, and no other is.
+"""The command tree. Naming a command imports its module and no other.
 
 Facts go to stdout, everything else to stderr; an expected error is one line and its exit code.
 """
@@ -25,7 +25,7 @@ from ggtool.errors import GgtoolError
 
 @dataclass(frozen=True)
 class Row:
-    """One command: the module in `ggtool.cli` and the function that it is, and what it does in a line."""
+    """A command: its module in `ggtool.cli`, its function, and a one-line summary."""
 
     module: str
     function: str
@@ -61,7 +61,7 @@ class _LazyGroup(TyperGroup):
         self.commands = {name: TyperCommand(name, help=row.summary) for name, row in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that the arguments name, and put the real one in the place of its name and summary."""
+        """Find the command by name, then import the real one."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(str(name)), rest
 

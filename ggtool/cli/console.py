@@ -1,4 +1,4 @@
-"""The two ends a command writes to: facts on stdout, notes and progress on stderr."""
+"""Consoles: results on stdout, notes and progress on stderr."""
 
 from __future__ import annotations
 

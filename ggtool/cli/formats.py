@@ -1,4 +1,4 @@
-"""`ggtool formats`: every format there is, what one holds each matrix of a model as, every architecture that converts."""
+"""`ggtool formats`: list formats, architectures, and how a format stores each matrix of a model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def formats(
     [bold]ggtool formats --model ./my-gpt2 --backend scratch-int8:blocks=0-4[/bold]
     """
     if architectures and backend is not None:
-        raise UsageError("--architectures and --backend exclude each other; pass one.")
+        raise UsageError("--architectures and --backend exclude each other; pass only one of them.")
     if backend is None and (model is not None or revision is not None):
         raise UsageError("--model is for --backend: name the format, such as --backend scratch-int8:attn.")
     if architectures:

@@ -1,4 +1,4 @@
-"""Gather what can be known of the model beside its records, and write the report; `report` and `study` both end here."""
+"""Collect the facts of a model beside its records and write the report, for `report` and `study`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ggtool.results.store import ResultStore
 from ggtool.source.resolve import ModelSource
 from ggtool.system.progress import Notify
 
-# Which of the measured files explains GGUF best: a mix of types, then whatever there is.
+# Measured files that explain GGUF best, a mix of types first; else any.
 _PREFERRED = ("gguf-q4_k_m", "gguf-q5_k_m", "gguf-q3_k_m")
 
 
@@ -44,7 +44,7 @@ def make_report(
 
 
 def _weights(source: ModelSource, notify: Notify) -> WeightFacts | None:
-    """Return what the weights look like; a model whose weights cannot be read gets a report without them."""
+    """Return statistics of the weights; None, with a note, where they cannot be read."""
     from ggtool.evaluation.inspect_model import survey_weights  # torch: only where there is a model
 
     try:

@@ -1,4 +1,4 @@
-"""`ggtool formats --backend`: which modules of a model, or tensors of its file, a format touches."""
+"""`ggtool formats --backend`: how a format stores each module of a model, or each tensor of its GGUF file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ggtool.source.resolve import ModelSource, resolve
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix or tensor of a model: its name or names, its shape, rows first, and what it is held as."""
+    """One matrix or tensor: its names, its shape (rows first), and its format."""
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Row:
 
 
 def run(model: str | None, revision: str | None, backend: str, *, as_json: bool) -> None:
-    """Print what each matrix of a model, or each tensor of its GGUF file, is or would be held as; no weight is read."""
+    """Print the format of each matrix of a model, or the type of each tensor of its GGUF file; reads no weights."""
     spec = parse_backend(backend)
     rows = _saved(spec.what) if isinstance(spec.what, Path) else _planned(model, revision, spec, spec.what)
     if as_json:

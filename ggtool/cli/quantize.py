@@ -1,4 +1,4 @@
-"""`ggtool quantize`: one checkpoint, one from-scratch format or a mix of them, one folder that stands alone."""
+"""`ggtool quantize`: a checkpoint, packed in a from-scratch format or a mix, in a self-contained folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What eval, sweep and study share: printing records, and ending on Ctrl-C or a failed format."""
+"""Shared by eval, sweep and study: print records; turn Ctrl-C and failed formats into one line."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def refuse_failures(records: Sequence[EvalRecord]) -> None:
 
 
 def outcome_line(record: EvalRecord) -> str:
-    """Return what a finished row says in one line."""
+    """Return a finished record as one line."""
     result = f"ppl {record.perplexity.ppl:.4f}" if record.perplexity else "failed"
     return f"{record.label}: {record.failure or result}"

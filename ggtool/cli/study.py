@@ -1,7 +1,7 @@
 """`ggtool study`: the preset's measurements, texts of every format, and the report, in one folder.
 
-DIR/results.jsonl, DIR/samples.jsonl    kept and gone on with by the next run
-DIR/report.html, .pdf, .md, figures/    made anew by each run
+DIR/results.jsonl, DIR/samples.jsonl    kept; the next run adds what is missing
+DIR/report.html, .pdf, .md, figures/    written anew by each run
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def run(request: EvalRequest, settings: SampleSettings, out: Path, *, as_json: b
     with _stopped(out):
         with progress_bar(quiet=quiet) as update:
             what = plan(request, notify, update)
-        source = resolve(request.model, request.revision, lambda _: None)  # the plan has said which
+        source = resolve(
+            request.model, request.revision, lambda _: None
+        )  # the plan has already told the user which
         records = measure(what, out / "results.jsonl", quiet=quiet)
         _write_samples(what, source, settings, out / SAMPLES, quiet=quiet)
         command = shlex.join(["ggtool", *sys.argv[1:]])
@@ -125,7 +127,7 @@ def _write_samples(
             kept = [sample for sample in known if sample.key not in later]
             with atomic_output(path, force=True) as temporary:
                 temporary.write_text(samples_json([*made, *kept]), encoding="utf-8")
-    with atomic_output(path, force=True) as temporary:  # what nothing asks for any more is gone
+    with atomic_output(path, force=True) as temporary:  # drops texts that are no longer asked for
         temporary.write_text(samples_json(made), encoding="utf-8")
 
 

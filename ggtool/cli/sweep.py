@@ -1,4 +1,4 @@
-"""`ggtool sweep`: an experiment that skips what the store has, and goes on where it was stopped.
+"""`ggtool sweep`: a whole experiment; skips what is recorded, so a stopped run goes on.
 
 A flag is None where it was not given, for then the experiment's file counts.
 """
@@ -53,7 +53,7 @@ def sweep(
     from ggtool.evaluation.experiment import find_preset, read_experiment, request_from
 
     if file is not None and preset is not None:
-        raise UsageError("FILE and --preset exclude each other; pass one.")
+        raise UsageError("FILE and --preset exclude each other; pass only one of them.")
     path = find_preset(preset) if preset is not None else file
     request = request_from(read_experiment(path) if path else {}, flags.settings())
     _run(request, out, dry_run=dry_run, as_json=json_, quiet=quiet)

@@ -1,1 +1,1 @@
-"""Products of float activations with packed weights; beside each one the plain torch reference it is tested on."""
+"""Matrix products of float activations with packed weights, each beside the plain torch code that it is tested against."""

@@ -1,4 +1,4 @@
-"""What all packed matrices of one quantizer share, as the compiled products on CPUs and GPUs are told of it."""
+"""Packed-layout descriptor for the C++ and Triton kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_PLANES = 3
 
 
 class Kind(IntEnum):
-    """How codes and scales lie in memory: `enum Kind` in cpu/formats.h says it of each."""
+    """Memory layout of codes and scales; `enum Kind` in cpu/formats.h describes each."""
 
     INT8_ROWS = 0
     INT8_AFFINE = 1
@@ -45,15 +45,15 @@ class Form(ctypes.Structure):
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash(bytes(self))  # kept, because a product on a GPU takes no longer than this
+        return hash(bytes(self))  # cached, because computing it takes as long as a product on a GPU
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        """The planes that `in_planes` was given."""
+        """The planes of the layout."""
         return tuple(Plane(tuple(self.tables[index][: self.bases[index]])) for index in range(self.n_planes))
 
     def padded(self, n_columns: int) -> int:
-        """Return the columns of whole groups, or of whole steps of 16 where there are no groups."""
+        """Return the number of columns rounded up to whole groups, or to a multiple of 16 without groups."""
         step = self.group or LANES
         return int(-(-n_columns // step) * step)
 
@@ -84,6 +84,6 @@ def in_planes(planes: tuple[Plane, ...], group: int, scales_per_group: int) -> F
     form = Form(kind=Kind.PLANES, group=group, n_planes=len(planes), scales_per_group=scales_per_group)
     for index, plane in enumerate(planes):
         form.bases[index] = plane.base
-        # Looked up by four bits: a smaller table again and again, so that bits of the next code do no harm.
+        # Indexed by four bits: a smaller table is repeated, so that bits of the next code do no harm.
         form.tables[index][:] = [plane.values[i % plane.base] for i in range(LANES)]
     return form

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A matrix in fewer bits: codes, the scales that undo them, and nothing else.
+    """A quantized matrix: codes and scales.
 
     codes: packed integers; their layout is the quantizer's. scales: one or more per row or group.
-    Both have a row of theirs for each row of the matrix.
+    Both have one row per row of the matrix.
     shape: of the original matrix, (rows, columns), as in y = x @ W.T.
     """
 
@@ -30,12 +30,12 @@ class QuantizedTensor:
     shape: tuple[int, int]
 
     def rows(self, index: slice | Tensor) -> QuantizedTensor:
-        """Return the rows that a slice or a vector of indices names; a slice copies nothing."""
+        """Return some rows, by slice (no copy) or by a vector of indices."""
         codes = self.codes[index]
         return QuantizedTensor(codes, self.scales[index], (len(codes), self.shape[1]))
 
     def to(self, device: str | device) -> QuantizedTensor:
-        """Return it on another device."""
+        """Return a copy on another device."""
         return QuantizedTensor(self.codes.to(device), self.scales.to(device), self.shape)
 
 
@@ -44,7 +44,7 @@ class Quantizer(Protocol):
 
     @property
     def for_tables(self) -> Quantizer:
-        """What quantizes the token table and the output head of a model in this format."""
+        """The quantizer for the token table and the output head of a model in this format."""
         ...
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
@@ -56,11 +56,11 @@ class Quantizer(Protocol):
         ...
 
     def round_trip(self, weight: Tensor) -> Tensor:
-        """Return bit for bit what `dequantize` gives of `quantize`, which may skip the packing in between."""
+        """Return dequantize(quantize(weight)) bit for bit, without necessarily packing in between."""
         ...
 
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
-        """Return x @ W.T + bias, (..., columns) to (..., rows), without ever holding W whole."""
+        """Return x @ W.T + bias, (..., columns) to (..., rows), without dequantizing all of W at once."""
         ...
 
     def gather(self, indices: Tensor, quantized: QuantizedTensor) -> Tensor:
@@ -96,7 +96,7 @@ QUANTIZERS: Mapping[str, str] = MappingProxyType(
 
 
 def load_attribute(name: str) -> object:
-    """Return what a QUANTIZERS row points at, importing its module now."""
+    """Import and return the class that a QUANTIZERS row names."""
     module, _, attribute = QUANTIZERS[name].partition(":")
     found: object = getattr(importlib.import_module(module), attribute)
     return found

@@ -13,9 +13,9 @@ from ggtool.kernels import int8
 from ggtool.quantizers import QuantizedTensor, Quantizer
 
 MAX_CODE = 127
-# The quotient of float32's largest number rounds up, and would come back as infinity.
+# The scale of float32's largest number would round up and restore infinity.
 _MAX_SCALE = torch.finfo(torch.float32).max / MAX_CODE * (1 - torch.finfo(torch.float32).eps)
-# Elements rounded at once, so that quantizing needs little more memory than the matrix and its codes.
+# Elements rounded at once, to bound temporary memory.
 _ELEMENTS_AT_ONCE = 1 << 20
 
 
@@ -24,7 +24,7 @@ class Int8PerChannel:
 
     @property
     def for_tables(self) -> Quantizer:
-        """The same: a table's rows have scales of their own too."""
+        """The same, since every row of a table has its own scale."""
         return self
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
@@ -43,7 +43,7 @@ class Int8PerChannel:
         return quantized.codes.to(torch.float32) * quantized.scales[:, None]
 
     def round_trip(self, weight: Tensor) -> Tensor:
-        """Return float32 `weight` (rows, columns) as its codes have it."""
+        """Return `weight` (rows, columns) quantized and restored, float32."""
         return self.dequantize(self.quantize(weight))
 
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
@@ -56,10 +56,10 @@ class Int8PerChannel:
 
 
 class Int8PerTensor(Int8PerChannel):
-    """One scale for the whole matrix, the naive way: one large weight coarsens all the others."""
+    """One scale for the whole matrix: the naive scheme, where one outlier makes every other weight coarser."""
 
     def _scales(self, weight: Tensor) -> Tensor:
-        """Return one number, seen by every row without a copy for each."""
+        """Return one scale, expanded over all rows without copies."""
         largest: Tensor = torch.linalg.vector_norm(weight, torch.inf)
         return (largest.to(torch.float32) / MAX_CODE).clamp(max=_MAX_SCALE).expand(len(weight))
 
@@ -73,7 +73,7 @@ def round_to_int8(weight: Tensor, scales: Tensor) -> Tensor:
     step = max(1, _ELEMENTS_AT_ONCE // n_columns)
     for start in range(0, n_rows, step):
         rows = slice(start, start + step)
-        # A scale that was rounded itself would send the largest weight beyond 127.
+        # The scale is rounded too, which could push the largest weight beyond 127.
         steps = (weight[rows].to(torch.float32) / divisors[rows]).round_()
         codes[rows] = steps.clamp_(-MAX_CODE, MAX_CODE).to(torch.int8)
     return codes

@@ -1,4 +1,4 @@
-"""What every format does alike that is restored a few rows at a time: product, gather, and int8 tables."""
+"""Base class of formats that are restored a few rows at a time: product, gather, and int8 tables."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ggtool.quantizers.absmax import Int8PerChannel
 
 
 class WidenedByPanels(ABC):
-    """A Quantizer that says how to quantize and restore; the rest follows from restoring some rows."""
+    """A Quantizer that implements quantize and dequantize; product and gather follow from restoring some rows."""
 
     @property
     def for_tables(self) -> Quantizer:
-        """Int8 per row: it serves gather and logits, and a head below 8 bits costs more than it saves."""
+        """Int8 per row: an output head below 8 bits loses more accuracy than its size is worth."""
         return Int8PerChannel()
 
     @property
     def form(self) -> Form | None:
-        """How the compiled products are told of the codes and scales; None where they do not know them."""
+        """The packed-layout descriptor for the compiled products; None where they do not support the format."""
         return None
 
     @abstractmethod
@@ -34,7 +34,7 @@ class WidenedByPanels(ABC):
         """Return the float32 matrix (rows, columns) that the codes stand for."""
 
     def round_trip(self, weight: Tensor) -> Tensor:
-        """Return float32 `weight` (rows, columns) as its codes have it."""
+        """Return `weight` (rows, columns) quantized and restored, float32."""
         return self.dequantize(self.quantize(weight))
 
     def matmul(self, x: Tensor, quantized: QuantizedTensor, bias: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Weights in bfloat16, products and activations in float32: the upper half of each float32, rounded to even.
+"""Weights in bfloat16, products and activations in float32.
 
-What 16 bits cost in accuracy when nothing but the weights is rounded; `hf-bf16` also computes in bfloat16.
+Shows what rounding the weights alone to 16 bits costs; `hf-bf16` also computes in bfloat16.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ggtool.kernels.form import BFLOAT16, Form
 from ggtool.quantizers import QuantizedTensor, Quantizer
 from ggtool.quantizers.base import WidenedByPanels
 
-# The largest number of bfloat16, as float32 bits; what would round beyond it stays there.
+# bfloat16's largest number, as float32 bits; rounding saturates there.
 _MAX_BITS = 0x7F7F0000
 _SIGN = -0x80000000
 _HALF = 0x7FFF
@@ -23,7 +23,7 @@ class BFloat16(WidenedByPanels):
 
     @property
     def for_tables(self) -> Quantizer:
-        """The same: whoever asks for 16 bits asks for them everywhere."""
+        """The same: 16 bits everywhere."""
         return self
 
     @property

@@ -1,8 +1,8 @@
 """NF4 and FP4 exactly as bitsandbytes makes them on a CPU: blocks of 64, float32 absmax, no search.
 
-The peer that the searched formats are held against, and its oracle: codes and absmax are bit for bit those of
+The baseline for the searched formats: codes and absmax equal, bit for bit, those of
 `bitsandbytes.functional.quantize_4bit` (0.50) wherever the columns are a multiple of 64. Elsewhere its blocks
-run on over the ends of rows; here each row begins a block. Packing and product are our own.
+cross row ends; here each row begins a new block. Packing and product are our own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ggtool.quantizers.search import nearest
 from ggtool.quantizers.tables import FP4_MAGNITUDES, NF4_VALUES, TableQuantizer
 
 BLOCK = 64
-# The library divides by no less, so that a block of zeros has codes.
+# The library's smallest divisor, so that a block of zeros has defined codes.
 _SMALLEST_DIVISOR = 1e-38
 # Its order of FP4: code bits are sign, two of exponent, one of mantissa.
 _FP4_ORDER = (0, 1, 6, 7, 4, 5, 2, 3)
@@ -37,7 +37,7 @@ class Blockwise(TableQuantizer):
         values = torch.tensor(self.values, dtype=torch.float32, device=weights.device)
         order = values.argsort()
         absmax = weights.abs().amax(-1)
-        # A product with the reciprocal, as there: a quotient rounds some weights to the other neighbour.
+        # Multiply by the reciprocal as the library does: division rounds some weights to the other neighbour.
         scaled = (weights * (1.0 / absmax.clamp(min=_SMALLEST_DIVISOR))[..., None]).clamp(-1, 1)
         return order[nearest(scaled, values[order])].to(torch.uint8), absmax
 

@@ -1,10 +1,10 @@
-"""bitsandbytes' own formats, as its users have them: through the loader of transformers.
+"""bitsandbytes' own formats, through the loader of transformers, as its users run them.
 
-It quantizes the linear layers of the blocks and leaves the embedding and the output head as they are. Unless
-told otherwise, on CUDA the rest of the model is float16 and so are the products; on a CPU it is float32, as
-16-bit arithmetic is emulated on most. LLM.int8 (threshold 6.0, the library's default) also rounds activations, the other two do
+It quantizes the linear layers of the blocks and leaves the embedding and the output head unquantized. By
+default the rest of the model and the products are float16 on CUDA; on a CPU they are float32, since most emulate
+16-bit arithmetic. LLM.int8 (threshold 6.0, the library's default) also rounds activations, FP4 and NF4 do
 not. On a CPU with AVX512-BF16 the library computes 4-bit products in bfloat16 and rounds absmax to it,
-whatever it was told.
+whatever compute type was asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ggtool.quantizers.quiet import import_bitsandbytes, quiet_and_offline
 
 # Rows in a block of the library's layout for AVX512-BF16, and its assertion's divisor.
 _CPU_ROWS = 32
-# Of a weight's power, what four bits may lose: NF4 leaves 0.009 of it and FP4 0.015.
+# Largest error of 4-bit codes accepted, relative to the weights' power; NF4's is 0.009 and FP4's 0.015.
 _MOST_LOST = 0.03
 
 
@@ -39,8 +39,8 @@ class BitsAndBytes:
     def load(self, folder: Path, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """Load the checkpoint in `folder`, quantizing on the way; dtype is that of products and of the rest.
 
-        Raises SourceError when it cannot be loaded, MeasureError when nothing was quantized or when the library
-        gives other weights back than it was given.
+        Raises SourceError when it cannot be loaded, MeasureError when nothing was quantized or the library
+        restores wrong weights.
         """
         with quiet_and_offline():
             import_bitsandbytes()
@@ -68,7 +68,7 @@ class BitsAndBytes:
     def _check_restoring(self, model: PreTrainedModel) -> None:
         """Raise MeasureError for a shape whose codes the library restores wrongly, as 0.50.2 does on a CPU.
 
-        There the columns are no whole blocks of 64: a model of 288 columns had six times its perplexity.
+        It does so where columns are not a multiple of 64: a model with 288 columns had six times its perplexity.
         """
         from bitsandbytes import functional
         from bitsandbytes.nn import Linear4bit
@@ -100,13 +100,13 @@ class BitsAndBytes:
 
 
 def compute_dtype(device: Device) -> torch.dtype:
-    """Return the dtype of activations and of what stays unquantized, where nobody says."""
+    """Return the default dtype of activations and unquantized parts."""
     return torch.float16 if device == "cuda" else torch.float32
 
 
 @torch.inference_mode()
 def _settle(model: PreTrainedModel) -> None:
-    """Have the library re-pack weights for the CPU's bfloat16 instructions now, not at the first use.
+    """Re-pack weights for the CPU's bfloat16 instructions now instead of at first use.
 
     Its re-packing fails on shapes that do not divide into its blocks; those keep the portable path.
     """

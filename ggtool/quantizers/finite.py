@@ -1,4 +1,4 @@
-"""Numbers that are not finite: whether there are any, and which module of a torch model gave the first."""
+"""Find non-finite numbers, and the first module of a torch model that produced one."""
 
 from __future__ import annotations
 

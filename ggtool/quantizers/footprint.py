@@ -1,8 +1,8 @@
-"""What a loaded torch model weighs, counted from its tensors.
+"""The size of a loaded torch model, counted from its tensors.
 
 Every storage counts once and whole: parameters, buffers that belong to the checkpoint, and what bitsandbytes
 keeps beside its parameters (absmax, codebooks, row scales). Buffers that a model computes for itself, such as
-causal masks and rotary frequencies, are no weights: modules register those as not persistent.
+causal masks and rotary frequencies, do not count: modules register those as not persistent.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-# bitsandbytes: Params4bit.quant_state (nested in state2), Int8Params and Linear8bitLt.state. What else those
-# objects hold is activations of the last call.
+# bitsandbytes: Params4bit.quant_state (nested in state2), Int8Params and Linear8bitLt.state. Their other
+# attributes are activations of the last call.
 _HIDDEN = ("quant_state", "state", "state2", "absmax", "code", "offset", "CB", "SCB")
 
 
@@ -26,7 +26,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def weight_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Yield every tensor that a model's weights consist of; shared ones come up more than once."""
+    """Yield every tensor that holds weights; shared ones may come more than once."""
     for module in model.modules():
         yield from _hidden(module)
         for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""What is typed after --backend: a format, how it is made and of which part, or a model on disk.
+"""Parse a --backend value: a format with its method and selector, or a model on disk.
 
     spec    = format { "+" how } [ ":" selector ] | path
     how     = imatrix | gptq | awq | fp32 | fp16 | bf16
@@ -26,7 +26,7 @@ _TABLES = ", ".join(row.backend for row in FORMATS.values() if row.is_table and 
 
 @dataclass(frozen=True)
 class Spec:
-    """A --backend value, read: a format, or a model on disk; the part that is quantized; how it is made.
+    """A parsed --backend value: a format or a model on disk, the quantized part, and the method.
 
     A model on disk is a .gguf file or a folder that `ggtool quantize` saved.
     """
@@ -37,7 +37,7 @@ class Spec:
 
 
 def parse_backend(name: str) -> Spec:
-    """Read a --backend value. Raises UsageError for a format, a file, a folder or a selector that there is not."""
+    """Parse a --backend value. Raises UsageError for an unknown format or selector, or a path that does not exist."""
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -64,22 +64,24 @@ def parse_backend(name: str) -> Spec:
         return Spec(fmt)
     if not (fmt.quantizer or "").startswith("scratch-"):
         raise UsageError(
-            f"{backend} quantizes what its makers decide; parts, as in {name}, are for scratch-* formats."
+            f"{backend} has no selectable parts: a selector, as in {name}, works with scratch-* formats only."
         )
     check(components.lower())
     return Spec(fmt, components.lower())
 
 
 def _made_so(name: str, fmt: Format, how: str) -> Format:
-    """Return `fmt` made as a word after + says; UsageError for one that there is not, or not for this format."""
+    """Apply a +word to `fmt`; UsageError where the word is unknown or does not fit the format."""
     compute = next((known for known in COMPUTE_TYPES if known == how), None)
     if compute is not None:
         if not (fmt.quantizer or "").startswith("bnb-"):
-            raise UsageError(f"{name}: +{compute}, what products are computed in, is for bnb-* formats.")
+            raise UsageError(
+                f"{name}: +{compute} sets the compute type of bnb-* formats and does not work here."
+            )
         return replace(fmt, name=f"{fmt.name}+{compute}", compute=compute)
     method = next((known for known in METHODS if known == how), None)
     if method is None:
-        raise UsageError(f"{name}: there is no +{how}; known: {_METHODS}, {_COMPUTE_TYPES}.")
+        raise UsageError(f"{name}: +{how} is unknown; known: {_METHODS}, {_COMPUTE_TYPES}.")
     if not fmt.is_table or fmt.method is not None:
         also = "gguf-* formats without a part and for " if method == "imatrix" else ""
         raise UsageError(f"{name}: +{method} is for {also}{_TABLES}.")
@@ -87,7 +89,7 @@ def _made_so(name: str, fmt: Format, how: str) -> Format:
 
 
 def check_calibration(specs: Sequence[Spec], calibration: str | None) -> None:
-    """Raise UsageError where a format needs a calibration text and there is none, or the other way round."""
+    """Raise UsageError for a missing calibration text, or one that no format uses."""
     weighted = [
         spec.what.backend + (WITH_IMATRIX if spec.imatrix else "")
         for spec in specs

@@ -1,4 +1,4 @@
-"""Two other ways of int8: a scale for each group of 64, and rows between their own smallest and largest weight."""
+"""Two more int8 schemes: a scale per group of 64, and affine rows between their minimum and maximum."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _GROUPS = int8_groups(GROUP)
 class Int8PerGroup(WidenedByPanels):
     """W ~ codes * scale per group of 64 in a row, symmetric: 8.25 bits per weight.
 
-    codes: int8 (rows, groups, 64), the last group filled up with zeros. scales: float16 (rows, groups).
+    codes: int8 (rows, groups, 64), the last group zero-padded. scales: float16 (rows, groups).
     """
 
     @property
     def for_tables(self) -> Quantizer:
-        """The same: every row of a table is whole groups."""
+        """The same, since table rows divide into groups too."""
         return self
 
     @property
@@ -56,7 +56,7 @@ class Int8Affine(WidenedByPanels):
 
     @property
     def for_tables(self) -> Quantizer:
-        """The same: a table's rows have steps of their own too."""
+        """The same, since every row of a table has its own step."""
         return self
 
     @property
@@ -69,7 +69,7 @@ class Int8Affine(WidenedByPanels):
         codes, scales = [], []
         for rows in row_panels(weight):
             smallest, largest = rows.aminmax(dim=1, keepdim=True)
-            # Divided first: the span itself may be more than float32 holds.
+            # Divided first, since the span itself may overflow float32.
             steps = largest / _LAST_CODE - smallest / _LAST_CODE
             divisors = torch.where(steps > 0, steps, 1.0)
             above = (rows / divisors - smallest / divisors).round_().clamp_(0, _LAST_CODE)

@@ -1,7 +1,7 @@
-"""Packed modules: a matrix as codes and scales, and the linear layer and token table that use it.
+"""Torch modules with packed weights: the matrix, and the linear layer and token table that use it.
 
-Nothing dequantized is held. The matrix is a module of its own because a tied table has two users, and a
-submodule that both name stays one through `.to()` and in any walk over modules.
+Nothing is held dequantized. The matrix is a module of its own because a tied table has two users, and a shared
+submodule stays shared through `.to()` and when modules are iterated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ggtool.quantizers import QuantizedTensor, Quantizer
 
 
 class PackedMatrix(nn.Module):
-    """A quantized matrix (rows, columns) together with the quantizer that can use it; buffers codes and scales."""
+    """A quantized matrix (rows, columns) and its quantizer; buffers: codes and scales."""
 
     codes: Tensor
     scales: Tensor
@@ -27,11 +27,11 @@ class PackedMatrix(nn.Module):
 
     @property
     def quantized(self) -> QuantizedTensor:
-        """The codes and scales where they are now."""
+        """The codes and scales on their current device."""
         return QuantizedTensor(self.codes, self.scales, self.shape)
 
     def extra_repr(self) -> str:
-        """Say the shape and the quantizer in `print(model)`."""
+        """Show the shape and the quantizer in `print(model)`."""
         return f"{self.shape[0]}, {self.shape[1]}, {type(self.quantizer).__name__}"
 
 
@@ -65,6 +65,6 @@ class QuantizedEmbedding(nn.Module):
 
 
 def product_ways() -> dict[str, str]:
-    """Return how packed products were computed in this process, on the CPU and on the GPU, where there were any."""
+    """Return how packed products were computed in this process, on the CPU and on the GPU, if at all."""
     ways = {"cpu_products": native.description(), "gpu_products": gpu.description()}
     return {name: way for name, way in ways.items() if way is not None}

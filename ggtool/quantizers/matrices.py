@@ -1,8 +1,8 @@
-"""Which modules of a model are matrices, and which of them a selector names.
+"""Find the matrices of a model, and those that a selector names.
 
 A matrix is a weight that is multiplied with: every linear layer (nn.Linear, GPT-2's Conv1D, a packed or
 bitsandbytes one) and the token embedding. An output head tied to the embedding is the same matrix, counted
-once. Position embeddings, norms and biases are none.
+once. Position embeddings, norms and biases do not count.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ggtool.errors import UsageError
 from ggtool.quantizers.linear import QuantizedEmbedding, QuantizedLinear
 from ggtool.quantizers.selectors import matches
 
-# Exactly these, no subclasses: a subclass may do something with its weight that a packed one would not.
+# Exactly these classes: a subclass may use its weight in a way that a packed module would not.
 _REPLACEABLE = (nn.Linear, Conv1D, nn.Embedding)
 
 
@@ -65,5 +65,7 @@ def select(matrices: list[Matrix], selector: str) -> list[Matrix]:
         matrix for matrix, is_named in zip(matrices, named, strict=True) if is_named and matrix.is_replaceable
     ]
     if not chosen:
-        raise UsageError(f"no matrix that {selector!r} names can be quantized from scratch.")
+        raise UsageError(
+            f"{selector!r} names no matrix that can be quantized from scratch; `ggtool formats --backend` lists them."
+        )
     return chosen

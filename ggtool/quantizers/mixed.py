@@ -1,8 +1,4 @@
-"""A model whose matrices are each in a format of their own: what there is to choose from, and the choice packed.
-
-A choice costs bytes and the mean KL divergence, in nats, that it makes when it is the only one. Where the divergence
-of a format is not measured, it is that of the measured format of nearest error, times the ratio of the two errors.
-"""
+"""Load a model with a format of its own for each matrix."""
 
 from __future__ import annotations
 

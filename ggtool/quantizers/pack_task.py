@@ -1,4 +1,4 @@
-"""PackTask: which checkpoint is packed as what, where, and by which device. One value for every way to quantize."""
+"""PackTask: a checkpoint, its target format and folder, and the device; shared by every way to quantize."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_METHOD: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class PackTask:
-    """A checkpoint that is to be a saved folder. `force` lets it replace one that ggtool made."""
+    """A checkpoint to pack into the folder `out`. `force` replaces a folder that ggtool made."""
 
     source: ModelSource
     format: Format
@@ -28,7 +28,7 @@ class PackTask:
     force: bool = False
 
     def facts(self, method: Mapping[str, Any] = _NO_METHOD) -> QuantizedFacts:
-        """Return what the folder's config says of how it was made; method as `QuantizedFacts` has it."""
+        """Return the facts for the folder's config; `method` as in `QuantizedFacts`."""
         source = self.source
         return QuantizedFacts(
             self.format.backend, self.components, source.model, source.revision, source.sha256, method=method

@@ -1,7 +1,7 @@
 """Load a checkpoint straight into packed modules, one tensor at a time.
 
-A float matrix lives only until its codes are made, so the peak is about the packed size plus the largest
-matrix in float32.
+A float matrix is freed as soon as it is packed, so peak memory is about the packed size plus the largest matrix in
+float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load_packed(
     matrices = select(find_matrices(model), components)
     pack_matrices(model, matrices, tensors, quantizer, device, progress)
     fill(model, tensors, device)
-    return model.to(device)  # moves the model's own buffers; everything else is there already
+    return model.to(device)  # moves the buffers; everything else is on the device already
 
 
 def pack_matrices(
@@ -72,7 +72,7 @@ def pack_matrix(
     device: Device,
 ) -> None:
     """Replace one matrix of a skeleton by a packed one, taking its weights out of `tensors`."""
-    # The first user's name is the parameter's first name: named_modules and named_parameters walk alike.
+    # named_modules and named_parameters iterate in the same order, so first names agree.
     weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
     if isinstance(matrix.modules[0], Conv1D):
         weight = weight.t().contiguous()  # Conv1D keeps (in_features, out_features)
@@ -80,7 +80,7 @@ def pack_matrix(
 
 
 def install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
-    """Put packed modules in the place of all users of `matrix`; a linear layer keeps its bias."""
+    """Replace all modules that use `matrix` by packed ones; a linear layer keeps its bias."""
     for name, module in zip(matrix.names, matrix.modules, strict=True):
         if isinstance(module, nn.Embedding):
             model.set_submodule(name, QuantizedEmbedding(packed))
@@ -89,7 +89,7 @@ def install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], device: Device) -> None:
-    """Give every parameter that is still empty its tensor, a tied one the same to all its users."""
+    """Load every parameter that is still empty; tied parameters share one tensor."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):

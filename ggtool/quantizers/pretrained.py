@@ -1,6 +1,6 @@
-"""A transformers model from a local folder: loaded by its own loader, or as an empty skeleton to be filled.
+"""Load a transformers model from a local folder: with its own loader, or as an empty skeleton.
 
-Only safetensors and transformers' own model classes; nothing is fetched and no code of the folder is run.
+Only safetensors and transformers' own model classes; nothing is downloaded, and no code in the folder is run.
 Every parameter must be in the checkpoint and every tensor of the checkpoint must be used: transformers
 would fill what is missing with random numbers.
 """
@@ -28,7 +28,7 @@ from ggtool.system.files import read_json
 
 Device = Literal["cpu", "cuda"]
 
-# Causal masks and rotary frequencies that older versions saved; the model makes its own.
+# Causal masks and rotary frequencies that older versions saved; models now compute them.
 _BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$")
 # Parameter -> its name in checkpoints, where transformers renames one while it loads.
 _IN_FILES: Mapping[str, str] = MappingProxyType({"lm_head.weight": "embed_out.weight"})
@@ -56,14 +56,14 @@ def read_config(folder: Path) -> PreTrainedConfig:
     with _explained(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if is_ours:
-        del config.quantization_config  # transformers knows no such method, and is not asked to
+        del config.quantization_config  # transformers does not know this method
     return config
 
 
 def refuse_quantized(folder: Path) -> None:
-    """Raise SourceError if the checkpoint in `folder` is quantized, by whomever."""
+    """Raise SourceError if the checkpoint in `folder` is quantized."""
     if CONFIG_KEY in read_json(folder / CONFIG_NAME):
-        raise SourceError(f"{folder} is quantized already; start from the checkpoint it was made of.")
+        raise SourceError(f"{folder} is quantized already; start from the original checkpoint.")
 
 
 def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization: Any) -> PreTrainedModel:
@@ -98,7 +98,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     """
     from accelerate import (
         init_empty_weights,
-    )  # here alone: training needs no skeleton, and runs without the package
+    )  # imported here, so that training runs without the package
 
     config = read_config(folder)
     with _explained(folder):
@@ -112,7 +112,7 @@ def initialized(folder: Path) -> PreTrainedModel:
     """Return the float32 model of `folder` with tied weights and random numbers in it, for training."""
     config = read_config(folder)
     if getattr(config, "activation_function", None) == "gelu_new":
-        config.activation_function = "gelu_pytorch_tanh"  # the same function as one kernel, not seven
+        config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel instead of seven
     with _explained(folder):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 

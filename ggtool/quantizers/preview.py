@@ -1,4 +1,4 @@
-"""What each matrix of a model would be held as, seen without reading a weight: on a skeleton of meta tensors."""
+"""Preview the format of each matrix of a model on a skeleton of meta tensors, without reading weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ggtool.quantizers.saving import make_quantizer, quantizer_name
 class HeldMatrix:
     """One matrix: the names of the modules that use it, its shape (rows, columns) as in y = x @ W.T, its format.
 
-    held_as: a row of QUANTIZERS such as "scratch-int8", or "float" for a matrix that is left alone.
+    held_as: a row of QUANTIZERS such as "scratch-int8", or "float" for a matrix that stays float.
     """
 
     names: tuple[str, ...]

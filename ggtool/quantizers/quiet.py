@@ -1,7 +1,7 @@
-"""Keep transformers, accelerate and bitsandbytes off the terminal and off the network.
+"""Silence transformers, accelerate and bitsandbytes, and keep them off the network.
 
-Their logs and progress bars are switched off for the whole process: some speak at every forward pass.
-Their Python warnings and the Hub's network access are off only inside the context.
+Logs and progress bars are off for the whole process, since some print at every forward pass. Python warnings and
+network access are off inside the context only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from contextlib import contextmanager
 
 from huggingface_hub import constants
 
-# bitsandbytes downloads CPU code from the Hub at import, and runs it, where this package is installed.
+# Where this package is installed, bitsandbytes downloads CPU code from the Hub at import and runs it.
 _KERNELS = "kernels"
 
 
 @contextmanager
 def quiet_and_offline() -> Iterator[None]:
-    """Import and use the libraries without a word from them and without a request to the Hub."""
+    """Use the libraries silently and without requests to the Hub."""
     was_offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
@@ -34,7 +34,7 @@ def quiet_and_offline() -> Iterator[None]:
 
 
 def import_bitsandbytes() -> None:
-    """Import bitsandbytes with the code that travels with it, never with code from the Hub."""
+    """Import bitsandbytes with the code of its own package, never code from the Hub."""
     if "bitsandbytes" in sys.modules:
         return
     before = {_KERNELS: sys.modules[_KERNELS]} if _KERNELS in sys.modules else {}

@@ -22,9 +22,9 @@ SCHEMA = 1
 QUANT_METHOD = "ggtool"
 CONFIG_KEY = "quantization_config"
 CONFIG_NAME = "config.json"
-# One of these holds a tokenizer's tokens.
+# Files that can hold a tokenizer's vocabulary.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# What a folder takes over from the original, so that it stands alone.
+# Files copied from the original, so that the folder is self-contained.
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
     "tokenizer_config.json",
@@ -48,11 +48,11 @@ class PackedFacts:
 
 @dataclass(frozen=True)
 class QuantizedFacts:
-    """What a saved model says of itself.
+    """The facts that a saved model records.
 
     format, components: as typed after --backend. model, revision, source_sha256: the checkpoint it was made of, as
-    `ggtool.source.resolve.ModelSource` has them. method: how its codes were found where weights alone did not decide
-    them, such as the calibration text; plain JSON values. versions: of what made it. matrices: in the model's order.
+    `ggtool.source.resolve.ModelSource` has them. method: what decided the codes beside the weights,
+    such as a calibration text; plain JSON values. versions: of what made it. matrices: in the model's order.
     """
 
     format: str
@@ -90,7 +90,7 @@ def is_quantized_folder(folder: Path) -> bool:
 
 
 def read_facts(folder: Path) -> QuantizedFacts:
-    """Return what a saved model says of itself; ArtifactError for another kind of folder, or a newer one."""
+    """Return a saved model's facts; ArtifactError for another kind of folder, or a newer schema."""
     stored = read_json(folder / CONFIG_NAME).get(CONFIG_KEY)
     if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
         raise ArtifactError(f"{folder} was not saved by `ggtool quantize`.")
@@ -143,7 +143,7 @@ def _text(value: object) -> str:
 
 
 def saved_format(folder: Path) -> tuple[Format, QuantizedFacts]:
-    """Return the row of a saved model's format and its facts; one of a format that ggtool has no row for still runs."""
+    """Return a saved model's format and facts; a format without a row in FORMATS gets one made up."""
     facts = read_facts(folder)
     known = FORMATS.get(facts.format)
     return known or Format(facts.format, "safetensors", "huggingface", facts.format, bits=0.0), facts

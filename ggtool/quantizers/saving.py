@@ -1,7 +1,7 @@
 """Save a packed model and load it back bit-equal: codes and scales, nothing dequantized.
 
-Matrices are stored as NAME.codes and NAME.scales, where NAME is the first module that uses one; what else the
-model has, under its parameters' own names. A float tensor that fits float16 exactly is stored as float16.
+Matrices are stored as NAME.codes and NAME.scales, where NAME is the first module that uses one; other
+parameters under their own names. A float tensor that fits float16 exactly is stored as float16.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def save_quantized(
 
 
 def load_quantized(path: Path, device: Device = "cpu") -> PreTrainedModel:
-    """Return the model that `save_quantized` wrote to `path`, every tensor bit for bit what it was.
+    """Return the model that `save_quantized` wrote to `path`, every tensor bit-identical.
 
-    One tensor is read after the other, so the peak is the packed model and the largest tensor. Raises
+    Tensors are read one by one, so peak memory is the packed model plus the largest tensor. Raises
     ArtifactError or SourceError when the folder is damaged, of a newer schema or of another kind.
     """
     facts = read_facts(path)
@@ -97,7 +97,7 @@ def load_quantized(path: Path, device: Device = "cpu") -> PreTrainedModel:
 
 
 def make_quantizer(name: str) -> Quantizer:
-    """Return the from-scratch quantizer of a row of QUANTIZERS; ArtifactError if there is none of that name."""
+    """Return the from-scratch quantizer of a QUANTIZERS row; ArtifactError for an unknown name."""
     if name not in QUANTIZERS or not name.startswith(_SCRATCH):
         raise ArtifactError(f"no from-scratch quantizer is called {name!r}; update ggtool.")
     return cast(Callable[[], Quantizer], load_attribute(name))()
@@ -131,7 +131,7 @@ def _tensors(model: PreTrainedModel) -> tuple[dict[str, Tensor], tuple[PackedFac
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """Return a tensor fit for a file; of one that is the same number for every row, one row."""
+    """Return a tensor ready to be stored; one row of a tensor whose rows are all one expanded row."""
     return (tensor[:1] if _is_shared(tensor) else tensor).cpu().contiguous()
 
 
@@ -154,7 +154,7 @@ def _versions() -> dict[str, str]:
 def _read_matrix(
     path: Path, stored: PackedFacts, matrix: Matrix, tensors: dict[str, LazyTensor], device: Device
 ) -> PackedMatrix:
-    """Take a matrix's codes and scales out of `tensors`, checked against the model and the quantizer."""
+    """Remove a matrix's codes and scales from `tensors` and check them against the model and the quantizer."""
     name, (rows, columns) = stored.names[0], stored.shape
     shape = tuple(cast(Tensor, matrix.modules[0].weight).shape)
     if stored.shape != (shape[::-1] if isinstance(matrix.modules[0], Conv1D) else shape):
@@ -204,6 +204,4 @@ def _check_codes(path: Path, name: str, quantizer: Quantizer, quantized: Quantiz
     try:
         quantizer.dequantize(row)
     except IndexError:
-        raise ArtifactError(
-            f"{path}: {name}.codes holds a code that stands for nothing; quantize again."
-        ) from None
+        raise ArtifactError(f"{path}: {name}.codes holds an invalid code; quantize again.") from None

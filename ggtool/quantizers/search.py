@@ -1,9 +1,8 @@
-"""The best float16 scale for a group of weights and a table of values, by search and least squares.
+"""Search the best float16 scale for a group of weights and a codebook.
 
-A group's largest weight w is tried at several places around both ends of the table: the sign of the scale is
-free, so an uneven table may be turned around. Each try rounds the weights to the table, refits the scale to
-the codes by least squares and rounds it to float16; the one with the smallest squared error stays. Errors may
-be weighted, by how much of a layer's output a column makes.
+The group's largest weight is mapped to several positions near both ends of the codebook (the scale may be negative).
+Each try rounds the weights, refits the scale to the codes by least squares and rounds it to float16; the smallest
+squared error wins. Errors may be weighted by the importance of columns.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Where the largest weight is put, as a share of the table's end. More tries gain less than 1 % of the error.
+# Positions of the largest weight, relative to the codebook's end. More of them gain less than 1 % of the error.
 _PLACES = (0.80, 0.86, 0.92, 0.98, 1.04, 1.10)
 _MAX_SCALE = torch.finfo(torch.float16).max
 

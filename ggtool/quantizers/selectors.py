@@ -1,4 +1,4 @@
-"""The grammar that says which part of a model is quantized, as typed behind a format: `scratch-int8:attn`.
+"""Selectors: which part of a model is quantized, as typed after a format, `scratch-int8:attn`.
 
     selector  = term { ("+" | "-") term }            left to right: + adds a term's matrices, - takes them away
     term      = part | blocks [ "." part ]
@@ -6,7 +6,7 @@
     blocks    = "blocks=" n [ ("-" | "..") m ]       both ends included; negative numbers count from the last
 
 `all-lm_head`, `blocks=0-4`, `blocks=-4..-1.attn`, `attn+lm_head`. A table tied to the output head is one
-matrix, so `embd` and `lm_head` both name it. What a part is, is read off the module names of the model.
+matrix, so `embd` and `lm_head` both name it. Parts are recognized by the module names of the model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PARTS: Mapping[str, Callable[[Names], bool]] = MappingProxyType(
         "qkv": _is_qkv,
         "attn_out": lambda names: _is_attention(names) and not _is_qkv(names),
         "ffn": lambda names: bool(_FEED_FORWARD.search(names[0])),
-        # A table is no part of a block; an untied head is not a table.
+        # A table belongs to no block; an untied head is not a table.
         "embd": lambda names: _block_of(names) is None and names != tuple(filter(_leaf_is_head, names)),
         "lm_head": _is_head,
     }
@@ -68,7 +68,7 @@ def _leaf_is_head(name: str) -> bool:
 def matches(selector: str, matrices: Sequence[Names]) -> list[bool]:
     """Return for each matrix, given by the names of its users, whether `selector` names it.
 
-    Raises UsageError for a selector that cannot be read, names a block that is not there, or nothing at all.
+    Raises UsageError for a malformed selector, or one that matches no block or no matrix.
     """
     chosen = [False] * len(matrices)
     for adds, first, last, part in _parse(selector):
@@ -83,7 +83,7 @@ def matches(selector: str, matrices: Sequence[Names]) -> list[bool]:
 
 
 def check(selector: str) -> None:
-    """Raise UsageError if `selector` cannot be read; whether a model has what it names is seen later."""
+    """Raise UsageError for a malformed selector; whether a model has the named parts is checked later."""
     _parse(selector)
 
 

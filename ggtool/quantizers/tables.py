@@ -1,8 +1,8 @@
 """Formats of 4, 3 and 2 bits: groups of 32 weights, a table of values, a searched scale in float16.
 
-One class, one packed layout (`ggtool.kernels.planes`) and a table each, in units of its largest value so
-that scales are about as large as weights and stay clear of float16's subnormals. 0.5 bits per weight are the
-scales'; groups of 32 have less error than groups of 64 in all four 4-bit tables, by a fifth.
+One class and one packed layout (`ggtool.kernels.planes`), with a codebook per format. Codebooks are normalized to 1,
+so that scales are as large as weights and avoid float16's subnormals. Scales take 0.5 bits per weight; in all four
+4-bit codebooks, groups of 32 have a fifth less error than groups of 64.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TableQuantizer(WidenedByPanels):
 
     codes: uint8 (rows, groups, bytes). scales: float16 (rows, groups, 1).
     values: the table, ascending; 16, 8 or 4 of them. 8 must be evenly spaced: they are packed as 2 bits and 1.
-    group: weights that share a scale; the last group of a row is filled up with zeros.
+    group: weights that share a scale; the last group of a row is zero-padded.
     """
 
     def __init__(self, values: tuple[float, ...], group: int = GROUP) -> None:
@@ -126,12 +126,12 @@ class TableQuantizer(WidenedByPanels):
 
 @functools.cache
 def _values_on(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept, because a copy to a GPU waits for all that runs there.
+    # Cached, because a copy to a GPU waits for all queued work.
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _planes_of(values: tuple[float, ...]) -> tuple[Plane, ...]:
-    # Two codes of 3 bits in a byte would waste a quarter of it; the bits of four and of eight do not.
+    # Two 3-bit codes in a byte would waste a quarter of it; four 2-bit and eight 1-bit codes waste none.
     return (Plane(values[:4]), Plane((0.0, values[4] - values[0]))) if len(values) == 8 else (Plane(values),)
 
 

@@ -1,8 +1,8 @@
-"""Ternary weights: -1, 0 and 1 times a scale, in one to three planes that each take what the others left over.
+"""Ternary weights: codes -1, 0, 1 times a scale, in one to three planes that each fit the residual of the others.
 
 As in BitNet b1.58 (arXiv 2402.17764) a scale is a mean of absolute weights, but of those alone that become -1 or 1: the
-largest k of a group of 64, k chosen for the least squared error. Several planes then take turns, each
-rounding and refitting what the others leave. Five codes share a byte; a plane costs 1.625 bits per weight
+largest k of a group of 64, k chosen for the least squared error. Several planes are then refined in turn, each
+fitted to the residual of the others. Five codes share a byte; a plane costs 1.625 bits per weight
 and 0.25 for its scales.
 """
 

@@ -1,1 +1,1 @@
-"""What the machine gives: atomic writes, the cache, files and their hashes, facts of the machine, child processes."""
+"""Ground that everything stands on: atomic writes, cache, file hashes, machine facts, child processes, progress."""

@@ -1,7 +1,7 @@
-"""Write a file or a folder under a temporary name, flush it to the disk, then give it its real name.
+"""Atomic outputs: write under a temporary name, flush to disk, rename.
 
-A reader sees the old file or the whole new one, never a part. A writer that was killed leaves a
-`.NAME.*.partial` behind; the next writer of the same name finds it unlocked and removes it.
+A reader sees the old file or the whole new one, never a part. A killed writer leaves `.NAME.*.partial` behind; the next
+writer of the same name finds it unlocked and removes it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def atomic_output(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def scratch_file(folder: Path, name: str) -> Iterator[Path]:
-    """Yield an empty file that is gone after the block; what still maps it then keeps its content.
+    """Yield an empty file that is deleted after the block; existing memory maps of it stay valid.
 
-    One that a killed process left behind is removed by the next that asks for the same name.
+    A file that a killed process left behind is removed by the next call for the same name.
     """
     with _temporary(folder / name) as (_, temporary):
         yield temporary
@@ -55,8 +55,8 @@ def scratch_file(folder: Path, name: str) -> Iterator[Path]:
 def atomic_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield an empty folder beside `path`, for files; on a clean exit flush them and make it `path`, otherwise remove it.
 
-    `force` replaces a folder that `is_ours` knows, or an empty one, never another. Between the two renames of a
-    replacement nothing has the name; whoever is killed there leaves both folders whole beside it.
+    `force` replaces an empty folder or one that `is_ours` accepts, never another. A replacement takes two renames;
+    a process killed between them leaves both folders whole under temporary names.
     """
     refuse_existing_folder(path, force=force, is_ours=is_ours)
     try:
@@ -84,7 +84,7 @@ def atomic_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -
 
 
 def refuse_unwritable(path: Path, *, is_folder: bool = False) -> None:
-    """Raise OutputError if `path` could not be written. Call it before work whose result would be lost; makes nothing."""
+    """Raise OutputError if `path` could not be written. Creates nothing; call it before work whose result would be lost."""
     if not is_folder:
         refuse_existing(path, force=True)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
@@ -102,10 +102,12 @@ def refuse_existing_folder(path: Path, *, force: bool, is_ours: Callable[[Path],
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir() or path.is_symlink():
-        raise OutputError(f"{path} is no folder; name another with --out.")
+        raise OutputError(f"{path} is a file; name a folder with --out.")
     if any(path.iterdir()):
         if not is_ours(path):
-            raise OutputError(f"{path} holds something else and stays; name another folder with --out.")
+            raise OutputError(
+                f"{path} was not made by ggtool, so it is not replaced; name another folder with --out."
+            )
         if not force:
             raise OutputError(f"{path} exists; pass --force to replace it, or another name with --out.")
 
@@ -134,11 +136,11 @@ def atomic_symlink(link: Path, target: Path) -> None:
     """Point `link` at `target` (in the same folder), replacing an older link but never a real file."""
     if link.exists() and not link.is_symlink():
         raise OutputError(
-            f"{link} is a file of its own and stays; remove it to let it point at {target.name}."
+            f"{link} is a real file, so it is not replaced by a link; remove it to have it point at {target.name}."
         )
     with tempfile.TemporaryDirectory(prefix=f".{link.name}.", dir=link.parent) as folder:
         fresh = Path(folder) / link.name
-        fresh.symlink_to(target.name)  # dangling here, right once it is moved up
+        fresh.symlink_to(target.name)  # dangling until it is moved up
         fresh.replace(link)
 
 
@@ -150,7 +152,7 @@ def _publish(temporary: Path, path: Path, *, force: bool) -> None:
             os.link(temporary, path)  # unlike rename, refuses to replace
         except FileExistsError:
             raise OutputError(
-                f"{path} was made by another process meanwhile; pass --force to replace it."
+                f"{path} was created by another process in the meantime; pass --force to replace it."
             ) from None
     _flush(path.parent)
 
@@ -183,7 +185,7 @@ def _remove_orphans(path: Path) -> None:
         with suppress(OSError):
             handle = os.open(orphan, os.O_RDONLY)
             try:
-                # A live writer holds the lock; then this raises BlockingIOError and what it writes stays.
+                # Raises BlockingIOError while a live writer holds the lock, so its file stays.
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if orphan.is_dir():
                     shutil.rmtree(orphan, ignore_errors=True)
@@ -194,7 +196,7 @@ def _remove_orphans(path: Path) -> None:
 
 
 def _umask() -> int:
-    # mkstemp makes files only their owner can read; a model file gets the mode any new file would.
+    # mkstemp files are readable by their owner only; a model file gets the mode of any new file.
     mask = os.umask(0)
     os.umask(mask)
     return mask

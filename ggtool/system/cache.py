@@ -1,4 +1,4 @@
-"""Where ggtool keeps what it can make again, under keys of everything that made it."""
+"""The cache: files that ggtool can make again, under keys that cover everything that made them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Makers:
-    """The code that makes what is cached: files and folders of ggtool, and the libraries whose releases count."""
+    """The code behind a cached file: files and folders of ggtool, and libraries by their release."""
 
     sources: tuple[str, ...]
     packages: tuple[str, ...]
 
     def sha256(self, *more: str) -> str:
-        """Return the sha256 of the code, the releases, and what else decides the content."""
+        """Return the sha256 of the code, the releases and `more`."""
         from importlib.metadata import (
-            version,  # with what it imports, 15 ms that most commands need not spend
+            version,  # takes 15 ms to import, which most commands need not spend
         )
 
         releases = [f"{package} {version(package)}" for package in self.packages]
@@ -40,9 +40,9 @@ class Makers:
 
 
 def keyed_folder(kind: str, content_sha256: str, makers: Makers, *more: str) -> Path:
-    """Return the folder for what `makers` make of a checkpoint's content; another key is another folder.
+    """Return the folder for files that `makers` make from a checkpoint; a different key is a different folder.
 
-    more: whatever else decides what is made, such as the hash of a program that is not ggtool's.
+    more: anything else that decides the content, such as the hash of an external program.
     """
     return cache_folder() / kind / f"{content_sha256[:16]}-{makers.sha256(*more)[:8]}"
 

@@ -1,4 +1,4 @@
-"""Files on disk: JSON that is checked, hashes, and what a file is that is not what its name says."""
+"""Files on disk: checked JSON, hashes, and a name for what stands in a file's place."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def file_sha256(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object; SourceError names the file when it is missing or is something else."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8"))  # a third faster than looking for line ends
+        data = json.loads(path.read_bytes().decode("utf-8"))  # a third faster than universal newlines
     except FileNotFoundError:
         raise SourceError(f"{path} is missing.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not readable JSON ({what_it_is(path)}): {error}.") from None
     if not isinstance(data, dict):
-        raise SourceError(f"{path} holds no JSON object.")
+        raise SourceError(f"{path} holds JSON, but not an object.")
     return data
 
 

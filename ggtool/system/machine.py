@@ -1,4 +1,4 @@
-"""The facts of a machine that a number depends on, as short strings for a record's `environment`."""
+"""Machine facts that numbers depend on, as short strings for a record's `environment`."""
 
 from __future__ import annotations
 

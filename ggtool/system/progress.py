@@ -1,4 +1,4 @@
-"""Progress callbacks: how far a piece of work is, told to whoever shows it."""
+"""Callbacks for progress and notes."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Progress = Callable[[int, int], None]
 # progress(stage, done, total): the stage in words, such as "converting"; each has units of its own.
 StageProgress = Callable[[str, int, int], None]
 
-# notify(note): one line for the user that is no error.
+# notify(note): one line for the user that is not an error.
 Notify = Callable[[str], None]

@@ -1,4 +1,4 @@
-"""One task in a fresh process: the job goes in, events come out, and a dead child is only a reason.
+"""Run one task in a child process, so that a crash of native code is an error message and not the end of ggtool.
 
 The parent writes the pickled job on the child's stdin and keeps that pipe open; the child exits when it closes, so a
 parent that was killed leaves nothing running. Events come back as JSON lines on a pipe of their own, because
@@ -31,10 +31,10 @@ _LOG_TAIL_CHARS = 300
 
 
 class Job(Protocol):
-    """What a child is to do: a dataclass of plain values that pickles.
+    """A task for a child process: a picklable dataclass of plain values.
 
     runs: "module:function" that the child calls with the job and a Progress, and that returns an Outcome.
-    task: the word for it in error messages.
+    task: its name in error messages.
     """
 
     runs: ClassVar[str]
@@ -42,13 +42,13 @@ class Job(Protocol):
 
     @property
     def threads(self) -> int:
-        """How many threads the child's libraries may compute with."""
+        """The number of threads for the child's libraries."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a child measured: parts of a record by name, the model's footprint, the versions that ran."""
+    """The result of a task: parts of a record by name, the model's footprint, library versions."""
 
     numbers: dict[str, Any]
     footprint: dict[str, Any]
@@ -75,7 +75,7 @@ def run(job: Job, progress: Progress = lambda done, total: None, timeout_s: floa
 
 @contextmanager
 def _child(threads: int, log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """Start a child, yield it with the pipe its events come from, and leave nothing of it behind."""
+    """Start a child, yield it with the pipe of its events, and end it after the block."""
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb", buffering=0) as events:
         try:
@@ -120,7 +120,7 @@ def _follow(events: IO[bytes], progress: Progress, deadline: float | None) -> Ou
 
 
 def _environment(threads: int) -> dict[str, str]:
-    # Everything a child loads is on this disk already; a library that would rather ask a hub must not.
+    # Everything a child loads is on this disk; no library may ask a hub.
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     # bitsandbytes' CPU code takes its thread count from OpenMP alone.
     return {**os.environ, **offline, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}

@@ -173,7 +173,7 @@ def test_a_number_that_is_not_finite_is_traced_to_its_module(where: str, planted
     with closing(opened("hf-fp32", tiny_gpt2)) as backend:
         with torch.no_grad():
             backend._model.get_submodule(where).weight[3 if where.endswith("wte") else 0] = planted
-        with pytest.raises(MeasureError, match=f"^{where} gave a number that is not finite"):
+        with pytest.raises(MeasureError, match=f"^{where} computed a number that is not finite"):
             backend.logits(TOKENS)
         with pytest.raises(MeasureError, match=where):
             list(backend.generate(TOKENS, GREEDY))
@@ -189,14 +189,14 @@ def test_positions_outside_the_context_are_usage_errors(
 
 @pytest.mark.parametrize("token", [-1, 512])
 def test_a_token_of_another_vocabulary_is_a_usage_error(token: int, fp32: HuggingFaceBackend):
-    with pytest.raises(UsageError, match="outside the vocabulary of 512"):
+    with pytest.raises(UsageError, match="outside this model's vocabulary of 512"):
         fp32.logits([1, token])
 
 
 def test_learned_positions_bound_the_context_and_rotary_ones_do_not(tiny_gpt2: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="positions for 128 tokens"):
         opened("hf-fp32", tiny_gpt2, n_ctx=129)
-    with pytest.raises(UsageError, match="--n-ctx -1"):
+    with pytest.raises(UsageError, match="--n-ctx must be 0"):
         opened("hf-fp32", tiny_gpt2, n_ctx=-1)
     with closing(opened("scratch-int8", build_tiny_llama(tmp_path / "l", tied=True), n_ctx=100)) as backend:
         assert backend.n_ctx == 100
@@ -238,7 +238,7 @@ def test_kv_cache_bytes_are_those_of_a_full_cache(family: str, tiny_gpt2: Path, 
     folder = tiny_gpt2 if family == "gpt2" else build_tiny_llama(tmp_path / "l", tied=False)
     with closing(opened("hf-bf16", folder, n_ctx=24)) as backend:
         cache = DynamicCache()
-        backend._compute(list(range(24)), 1, cache)
+        backend.next_logits(list(range(24)), 1, cache)
         assert backend.kv_cache_bytes() == sum(
             layer.keys.nbytes + layer.values.nbytes for layer in cache.layers
         )

@@ -111,8 +111,8 @@ def test_a_target_too_small_is_one_line(tiny_gpt2: Path, tmp_path: Path, environ
     ("flags", "message"),
     [
         (["--target-bpw", "4", "--qtype", "q4_0"], "exclude each other"),
-        (["--target-size", "60 sheep"], "is no size; write it as 60MB"),
-        (["--target-bpw", "4", "--pure"], "takes no other type flags"),
+        (["--target-size", "60 sheep"], "is not a size; write it like 60MB"),
+        (["--target-bpw", "4", "--pure"], "leave out --tensor-type"),
         (["--recipe", "nothing.json"], "nothing.json"),
         (["--vocab-only", "--qtype", "q4_0"], "takes no quant type"),
         (["--dry-run", "--calibration", "x.txt"], "reads no weights"),

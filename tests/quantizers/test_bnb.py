@@ -98,9 +98,9 @@ def test_what_products_are_computed_in_is_part_of_the_name(name: str, tiny_gpt2:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("hf-fp32+bf16", "is for bnb-\\* formats"),
-        ("bnb-nf4+int8", "there is no \\+int8; known: .*\\+bf16"),
-        ("bnb-nf4:attn", "what its makers decide"),
+        ("hf-fp32+bf16", "compute type of bnb-\\* formats"),
+        ("bnb-nf4+int8", "\\+int8 is unknown; known: .*\\+bf16"),
+        ("bnb-nf4:attn", "has no selectable parts"),
     ],
 )
 def test_what_cannot_be_asked_of_the_library_is_refused(name: str, says: str):

@@ -193,7 +193,7 @@ def test_hashes_follow_every_byte(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "is missing"),
-        ("[1]", "holds no JSON object"),
+        ("[1]", "holds JSON, but not an object"),
         ("{", "not readable JSON"),
         ("<html>", "an HTML page"),
         ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),

@@ -55,7 +55,7 @@ _DRIVER = Path("/sys/module/nvidia/version")
 
 
 def runtime_versions() -> dict[str, str]:
-    """Return the versions of what computes here, and the ways of packed products; the GPU and its driver once CUDA was used."""
+    """Return library versions, how packed products were computed, and the GPU and driver once CUDA was used."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if bitsandbytes := sys.modules.get("bitsandbytes"):
         versions["bitsandbytes"] = bitsandbytes.__version__
@@ -79,10 +79,10 @@ class HuggingFaceBackend:
     """
 
     def __init__(self, fmt: Format, path: Path, options: LoadOptions) -> None:
-        """Load the checkpoint in `path` as `fmt` says, or a saved model as it is. Sets torch's thread count for the whole process.
+        """Load the checkpoint in `path` in format `fmt`, or a saved model. Sets torch's thread count for the whole process.
 
         Raises SourceError when it cannot be loaded, UsageError when the device or the context asked for
-        cannot be had, MeasureError when a quantizer quantized nothing.
+        is not available, MeasureError when a quantizer quantized nothing.
         """
         if options.device == "cuda" and not torch.cuda.is_available():
             raise UsageError(NO_CUDA)
@@ -103,7 +103,7 @@ class HuggingFaceBackend:
         """Return float32 logits (len(tokens) - start, n_vocab), computing the output head from `start` on.
 
         Raises UsageError when the tokens do not fit n_ctx or the vocabulary, MeasureError naming the first
-        module that gave a number which is not finite.
+        module with a non-finite output.
         """
         self._check_positions(tokens, start)
         return cast(Logits, self.next_logits(tokens, len(tokens) - start, None).numpy())
@@ -111,8 +111,7 @@ class HuggingFaceBackend:
     def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
         """Yield the same logits in blocks of `n_rows`, the output head computed a block at a time.
 
-        A model that does more to its logits than multiply by the head (Gemma 2 bounds them) computes all of them
-        first. Raises what `logits` raises.
+        A model that processes its logits further (Gemma 2 caps them) computes all of them first. Raises what `logits` raises.
         """
         self._check_positions(tokens, start)
         if not self._head_is_all:
@@ -137,7 +136,7 @@ class HuggingFaceBackend:
         """
         check_sampling(params)
         if not prompt:
-            raise UsageError("the prompt is empty; give some text to go on from.")
+            raise UsageError("the prompt is empty; give some text to continue.")
         if len(prompt) > self.n_ctx:
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}; shorten it or raise --n-ctx."
@@ -194,7 +193,7 @@ class HuggingFaceBackend:
             return cast(Tensor, hidden.float().mean(0).cpu())
 
     def reset(self) -> None:
-        """Do nothing: no call leaves anything to forget."""
+        """Do nothing, since every call has a cache of its own."""
 
     def footprint(self) -> Footprint:
         """Count the loaded tensors, and the parameters of the unquantized model."""
@@ -230,7 +229,7 @@ class HuggingFaceBackend:
     def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
         if not all(0 <= token < self.n_vocab for token in tokens):
             raise UsageError(
-                f"a token id is outside the vocabulary of {self.n_vocab}; is it another model's?"
+                f"a token id is outside this model's vocabulary of {self.n_vocab}; tokenize the text with this model's tokenizer."
             )
         return tokens
 
@@ -280,12 +279,12 @@ class HuggingFaceBackend:
             output = self._model(ids, past_key_values=cache, use_cache=cache is not None, **options)
             return cast(Tensor, output.logits[0, -n_keep:])
 
-        # Not around a whole generation: the caller would inherit the mode between two tokens.
+        # Per step, since a generator would leave the mode on in its caller between two tokens.
         with torch.inference_mode():
             logits = run().float()
             if not is_finite(logits):
                 raise MeasureError(
-                    f"{first_broken(self._model, run)} gave a number that is not finite; no measurement of it means anything."
+                    f"{first_broken(self._model, run)} computed a number that is not finite, so nothing measured on it would be valid."
                 )
             return logits.cpu()
 
@@ -306,7 +305,7 @@ def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
 def _choose_n_ctx(config: PreTrainedConfig, n_ctx: int, name: str) -> int:
     trained = getattr(config, "max_position_embeddings", None)
     if n_ctx < 0:
-        raise UsageError(f"--n-ctx {n_ctx} makes no sense; 0 takes the model's own.")
+        raise UsageError(f"--n-ctx must be 0 (the model's own context) or more, not {n_ctx}.")
     if trained is not None and n_ctx > trained and not has_rotary_positions(config.to_dict()):
         raise too_many_positions(name, trained)
     return n_ctx or min(trained or LONGEST_DEFAULT_N_CTX, LONGEST_DEFAULT_N_CTX)

@@ -21,7 +21,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], end_tokens: Sequence[int]) -> None:
         self._params = params
         self._recent = list(prompt[-PENALTY_LAST_N:])
-        # Made impossible rather than passed over, as llama.cpp's --ignore-eos does: the text goes on.
+        # Their logits become -inf, as with llama.cpp's --ignore-eos.
         self._banned = list(end_tokens) if params.ignore_eos else []
         self._generator = torch.Generator().manual_seed(params.seed)
 

@@ -35,12 +35,14 @@ class FolderVocabulary:
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ArtifactError(f"{folder} has no tokenizer.json, so there is no text to be had of it.")
+            raise ArtifactError(
+                f"{folder} has no tokenizer.json, which turning token ids into text needs; save the tokenizer there."
+            )
         try:
             self._tokenizer = load_tokenizer(path)
         except SourceError as error:
             raise ArtifactError(str(error)) from None
-        # What encoding the empty text gives is what the tokenizer puts around every text.
+        # Encoding the empty text shows what the tokenizer adds to every text.
         around = self._tokenizer.encode("").ids
         self._first = around[0] if around else None
         config = read_json(folder / "config.json")

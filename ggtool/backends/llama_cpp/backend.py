@@ -31,7 +31,7 @@ from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
 __all__ = ["LlamaCppBackend", "StopReason", "runtime_versions", "tokenize_with"]
 
 
-# Where a model has this table of learned positions, one past its end aborts the whole process.
+# In a model with this table of learned positions, a position past its end aborts the process.
 _POSITION_TABLE = "position_embd.weight"
 
 
@@ -43,7 +43,7 @@ class LlamaCppBackend:
     """
 
     def __init__(self, _fmt: Format | None, path: Path, options: LoadOptions) -> None:
-        """Load the file; what format it is in, it says itself.
+        """Load the file; its own header says the format.
 
         Raises ArtifactError with llama.cpp's reason when the file cannot be used, UsageError when the device
         or the context asked for cannot be had.
@@ -52,7 +52,7 @@ class LlamaCppBackend:
         self.stop_reason: StopReason | None = None
         self._cached: list[int] = []  # the tokens whose keys and values the context holds
         self._options = options
-        self._user = object()  # whose turn it is to use the context
+        self._user = object()  # identifies the latest user of the context
         with ExitStack() as stack:
             self._model = open_model(self._artifact, device=options.device)
             stack.callback(lib.llama_model_free, self._model)
@@ -80,8 +80,8 @@ class LlamaCppBackend:
     def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
         """Yield the same logits in blocks of `n_rows`, each valid until the next; raises what `logits` raises.
 
-        The tokens are decoded in the pieces that llama.cpp cuts them into anyway, and no more than a piece's logits
-        are held. Smaller pieces would round otherwise: with 64 the perplexity of a Q4_K_M file moves by 0.1 %.
+        Tokens are decoded in llama.cpp's own pieces, and only one piece's logits are held. Smaller pieces round
+        differently: with 64 tokens the perplexity of a Q4_K_M file moves by 0.1 %.
         """
         self._check_positions(tokens, start)
         self.reset()
@@ -111,7 +111,7 @@ class LlamaCppBackend:
         """
         check_sampling(params)
         if not prompt:
-            raise UsageError("the prompt is empty; give some text to go on from.")
+            raise UsageError("the prompt is empty; give some text to continue.")
         if len(prompt) > self.n_ctx:
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens and the context holds {self.n_ctx}; shorten it or raise --n-ctx."
@@ -144,7 +144,7 @@ class LlamaCppBackend:
 
     @property
     def chat_template(self) -> str | None:
-        """The template in the file's metadata. llama.cpp makes one up for some files; that one is not it."""
+        """The template in the file's metadata. Never the one that llama.cpp makes up for some files."""
         template = self._artifact.header.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
@@ -179,7 +179,7 @@ class LlamaCppBackend:
                 pending = [token]
 
     def _keep_prefix(self, prompt: list[int]) -> list[int]:
-        """Cut the context back to what it shares with `prompt`; return the rest, never empty."""
+        """Truncate the context to its common prefix with `prompt`; return the rest, never empty."""
         shared = 0
         # The last token is always computed again: its logits are what the first new token is drawn from.
         for held, wanted in zip(self._cached, prompt[:-1], strict=False):
@@ -194,7 +194,7 @@ class LlamaCppBackend:
         return prompt[len(self._cached) :]
 
     def _evaluate(self, tokens: list[int]) -> None:
-        # In pieces, so that Ctrl-C has a place to land while a long prompt is read.
+        # In pieces, so that Ctrl-C takes effect while a long prompt is processed.
         for start in range(0, len(tokens), N_UBATCH):
             piece = tokens[start : start + N_UBATCH]
             flags = np.zeros(len(piece), np.int8)
@@ -236,7 +236,7 @@ class LlamaCppBackend:
     def _choose_n_ctx(self, n_ctx: int) -> int:
         trained: int = lib.llama_model_n_ctx_train(self._model)
         if n_ctx < 0:
-            raise UsageError(f"--n-ctx {n_ctx} makes no sense; 0 takes the model's own.")
+            raise UsageError(f"--n-ctx must be 0 (the model's own context) or more, not {n_ctx}.")
         if n_ctx > trained and any(t.name == _POSITION_TABLE for t in self._artifact.header.tensors):
             raise too_many_positions(self._artifact.path.name, trained)
         return n_ctx or min(trained, LONGEST_DEFAULT_N_CTX)

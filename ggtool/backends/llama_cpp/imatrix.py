@@ -1,4 +1,4 @@
-"""Squared inputs of every weight matrix while llama.cpp runs a model: what an importance matrix is made of.
+"""Collect the squared inputs of every weight matrix while llama.cpp runs a model, for an importance matrix.
 
 The evaluation callback shows each node before and after it is computed; the inputs of matrix products with a
 block's weights are added up here as llama-imatrix does it, in float64. Chunks are its chunks: n_ctx tokens
@@ -99,7 +99,7 @@ def collect_inputs(
             if progress:
                 progress(number, len(chunks))
     if not collector.found:
-        raise ArtifactError(f"{path.name} has no weight matrix whose inputs could be seen.")
+        raise ArtifactError(f"{path.name} has no weight matrix in its blocks to collect inputs of.")
     return collector.found, len(chunks)
 
 

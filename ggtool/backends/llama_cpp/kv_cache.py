@@ -2,7 +2,7 @@
 
 llama.cpp tells the sizes of its buffers to C++ only, and logs them rounded to 0.01 MiB. Where the keys and
 values of all layers have one shape they can be multiplied out, and the log tells whether that is so; where
-they have not (sliding windows, recurrent layers, latent attention), the logged size is what there is.
+they have not (sliding windows, recurrent layers, latent attention), the logged size is taken.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training that a quantization needs: token ids in a mapped file, and the loop with its checkpoints."""
+"""Quantization-aware training: token ids in a mapped file, the training loop, and its checkpoints."""

@@ -1,6 +1,6 @@
-"""Token ids to train on: a text encoded once into a mapped file, and batches that are a function of the step.
+"""Training data: a text tokenized once into a mapped file, and batches that are a function of seed and step.
 
-Nothing about the data has to be remembered to go on after a stop: batch n of a seed is always the same windows.
+A resumed training needs no data state, since batch n of a seed always has the same windows.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def tokenize_file(
 ) -> tuple[Ids, str]:
     """Return the ids of a UTF-8 text, plain or .xz, mapped from the cache, and the sha256 of what made them.
 
-    Documents are parted by the model's end-of-text token written out; each is encoded by itself, as the
-    tokenizer has it, and closed by that token. Raises UsageError for a text that cannot be read, SourceError
+    Documents are separated by the model's end-of-text token as text; each is encoded alone and followed by that
+    token. Raises UsageError for a text that cannot be read, SourceError
     for a checkpoint without a tokenizer.
     """
     tokenizer = _tokenizer(source)
@@ -70,7 +70,7 @@ def tokenize_file(
 
 
 def split(train: Ids, heldout: Ids | None, n_ctx: int, sha256: str) -> TrainingTokens:
-    """Hold out the last hundredth of the training ids, or eight windows, where no other text was named."""
+    """Without a held-out text, hold out the last hundredth of the training ids, at least eight windows."""
     if heldout is None:
         n_tokens, n_heldout = len(train), max(len(train) // 100, _SMALLEST_HELD_OUT * n_ctx)
         if n_tokens - n_heldout < n_ctx + 1:
@@ -91,12 +91,12 @@ def split(train: Ids, heldout: Ids | None, n_ctx: int, sha256: str) -> TrainingT
 def batch_starts(n_tokens: int, n_ctx: int, batch_size: int, seed: int, step: int) -> npt.NDArray[np.int64]:
     """Return where the windows (batch_size,) of n_ctx + 1 tokens begin in batch `step`.
 
-    An epoch is all windows once, cut at an offset of its own and shuffled; what does not fill a batch is left out.
+    Each epoch cuts all windows at a random offset and shuffles them; an incomplete last batch is dropped.
     """
     per_epoch = max(1, (n_tokens - n_ctx) // n_ctx // batch_size)
     epoch, place = divmod(step, per_epoch)
     starts = _epoch(n_tokens, n_ctx, seed, epoch)
-    # A text of fewer windows than a batch has some of them twice.
+    # With fewer windows than a batch, some repeat.
     chosen = np.resize(starts, batch_size) if len(starts) < batch_size else starts
     return chosen[place * batch_size : (place + 1) * batch_size]
 
@@ -113,7 +113,7 @@ def _tokenizer(source: ModelSource) -> Any:
     path = source.folder / "tokenizer.json"
     if not path.exists():
         raise SourceError(
-            f"{source.folder} has no tokenizer.json; save its tokenizer with transformers once."
+            f"{source.folder} has no tokenizer.json; load and save its tokenizer with transformers to make one."
         )
     return load_tokenizer(path)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps and not inside one, where weights and moments belong to different steps."""
+"""Delay Ctrl-C to the end of a training step, so that weights and optimizer moments stay consistent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 def held_back_interrupt() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C was pressed; a second one raises KeyboardInterrupt at once.
 
-    Signals reach the main thread alone, and whoever ignores them goes on doing so: there the answer is always no.
+    Outside the main thread, or where SIGINT is ignored, the answer is always no.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored or threading.current_thread() is not threading.main_thread():

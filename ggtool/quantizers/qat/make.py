@@ -1,4 +1,4 @@
-"""`ggtool quantize --qat`: train a model as what it is quantized to, and save it packed."""
+"""`ggtool quantize --qat`: train a model with quantized weights and save it packed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ggtool.quantizers.saving import make_quantizer, save_quantized
 from ggtool.source.resolve import ModelSource
 from ggtool.system.progress import StageProgress
 
-# A window's tokens where none were asked for: the model's own context, so many at most.
+# Default tokens per window: the model's context, at most this.
 _LONGEST_DEFAULT_N_CTX = 512
 
 
@@ -46,7 +46,7 @@ class Training:
 
 
 def run_qat(training: Training, task: PackTask, progress: StageProgress, report: Report) -> dict[str, object]:
-    """Train, pack and save; return the last point of the curve. Run again after a stop, it goes on.
+    """Train, pack and save; return the last point of the curve. A second run resumes a stopped one.
 
     Raises UsageError, SourceError, MeasureError or OutputError.
     """

@@ -1,4 +1,4 @@
-"""A training as it is kept: its settings, its curve, and the checkpoint that a stopped one goes on from."""
+"""The persistent state of a training: settings, curve, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainingSettings:
     """How long and how to train; one of steps and minutes is None. lr is the peak of the learning rate.
 
     A checkpoint is written every `save_every_s` seconds, a point of the curve every `log_every_s`: neither
-    changes what is learned.
+    affects the result.
     """
 
     lr: float
@@ -39,9 +39,9 @@ class TrainingSettings:
     log_every_s: float = 30.0
 
     def check(self) -> None:
-        """Raise UsageError for settings that cannot be trained with."""
+        """Raise UsageError for invalid settings."""
         if (self.steps is None) == (self.minutes is None):
-            raise UsageError("say how long to train: pass --steps or --minutes, one of them.")
+            raise UsageError("the length of the training is missing: pass either --steps or --minutes.")
         if not all(0 < value < math.inf for value in (self.steps or self.minutes or 0, self.lr)):
             raise UsageError("--steps, --minutes and --lr must be positive.")
         if self.batch_size < 1 or self.n_ctx < 2:
@@ -55,7 +55,7 @@ class TrainingSettings:
         return seconds / (60 * self.minutes)
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for a run to go on."""
+        """Return the settings that a resumed run must share."""
         facts = asdict(self)
         del facts["save_every_s"], facts["log_every_s"]
         return facts
@@ -83,7 +83,7 @@ Report = Callable[[Point], None]
 
 
 class Run:
-    """What has to survive a stop: step, time, weights, moments, and the points that were written."""
+    """The state that survives a stop: step, time, weights, moments, and the curve."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Run:
         return self.settings.progress(self.step, self.seconds) >= 1
 
     def resume(self) -> None:
-        """Take up what the folder holds; UsageError if that was begun otherwise."""
+        """Resume from the folder; UsageError if its training had other settings."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,10 +124,10 @@ class Run:
         self._write_curve()
 
     def add(self, point: Point, report: Report) -> None:
-        """Append a point to the curve; MeasureError if the training has come apart."""
+        """Append a point to the curve; MeasureError if the loss is not finite."""
         if point.loss is not None and not math.isfinite(point.loss):
             raise MeasureError(
-                f"the loss is not finite at step {point.step}; begin again with a smaller --lr."
+                f"the loss is not finite at step {point.step}; start again with a smaller --lr."
             )
         self.points.append(point)
         with (self._folder / CURVE_NAME).open("a", encoding="utf-8") as file:
@@ -135,7 +135,7 @@ class Run:
         report(point)
 
     def save(self, losses: Sequence[Tensor]) -> None:
-        """Write the checkpoint, whole or not at all; MeasureError rather than one that has come apart."""
+        """Write the checkpoint atomically; MeasureError if a weight is not finite."""
         if losses and not losses[-1].isfinite():
             raise MeasureError(f"{_DIVERGED} at step {self.step}; pass a smaller --lr.")
         state = {
@@ -155,7 +155,7 @@ class Run:
             begun = state["identity"]
         except Exception as error:  # noqa: BLE001 - a damaged pickle raises whatever it likes
             raise UsageError(
-                f"{path} is no checkpoint of a training ({error!r}); remove it to begin again."
+                f"{path} is not a training checkpoint ({error!r}); remove it to start again."
             ) from None
         for name, value in self._identity.items():
             if begun.get(name) != value:
@@ -165,13 +165,13 @@ class Run:
                     else f"{name} {begun.get(name)}, not {value}"
                 )
                 raise UsageError(
-                    f"{self._folder} holds a training that was begun with {what}; pass the same to go on with it, or "
-                    "remove that folder to begin again."
+                    f"{self._folder} holds a training with {what}; pass the same settings to resume it, or "
+                    "remove that folder to start again."
                 )
         return state
 
     def _write_curve(self) -> None:
-        """Write the curve as the checkpoint has it: points after it belong to steps that will be done again."""
+        """Truncate the curve to the checkpoint; later points belong to steps that will be repeated."""
         lines = "".join(json.dumps(asdict(point)) + "\n" for point in self.points)
         with atomic_output(self._folder / CURVE_NAME, force=True) as temporary:
             temporary.write_text(lines, encoding="utf-8")

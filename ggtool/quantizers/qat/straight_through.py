@@ -1,8 +1,8 @@
-"""Modules for quantization-aware training: float weights that compute as what they would be quantized to.
+"""Modules for quantization-aware training: float weights that are quantized in the forward pass.
 
 The straight-through estimator (Bengio et al., arXiv 1308.3432): forward uses the rounded weights, backward
-passes their gradient to the float weights as if nothing had been rounded. Scales are found anew at each forward
-pass, by the format's own search, so that what is trained is exactly what is saved in the end.
+passes their gradient to the float weights as if nothing had been rounded. Scales are searched in each forward
+pass with the format's own search, so the trained weights are exactly the saved ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class TrainedMatrix(nn.Module):
-    """A float32 matrix (rows, columns) in training, and the quantizer that it is to be held by."""
+    """A trainable float32 matrix (rows, columns) and its quantizer."""
 
     def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class TrainedMatrix(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self) -> Tensor:
-        """Return the matrix as its codes have it, float32; its gradient is the float matrix's."""
+        """Return the matrix quantized and restored, float32; the gradient passes straight through."""
         rounded = _StraightThrough.apply(self.weight, self.quantizer)  # type: ignore[no-untyped-call]
         return cast(Tensor, rounded)
 
@@ -91,9 +91,9 @@ def load_trainable(folder: Path, device: Device) -> PreTrainedModel:
 def load_trained(
     folder: Path, quantizer: Quantizer, device: Device, components: str = ALL
 ) -> PreTrainedModel:
-    """Return the float32 model of `folder` whose matrices that `components` names compute as quantized.
+    """Return the float32 model of `folder` whose matrices named by `components` are quantized in the forward pass.
 
-    Token table and output head as `quantizer.for_tables` has them. Every parameter is trained; dropout is off.
+    Token table and output head use `quantizer.for_tables`. Every parameter is trained; dropout is off.
     Raises what `load_packed` raises.
     """
     model = load_trainable(folder, device)
@@ -105,7 +105,7 @@ def load_trained(
 
 
 def pack_trained(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace the matrices in training by packed ones, which stand for the very numbers that were computed with."""
+    """Replace the trained matrices by packed ones with exactly the same values."""
     with torch.no_grad():
         for trained, users in _trained_matrices(model).items():
             packed = PackedMatrix(trained.quantizer, trained.quantizer.quantize(trained.weight.detach()))

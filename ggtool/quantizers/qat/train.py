@@ -1,4 +1,4 @@
-"""Quantization-aware training: fine-tune a model that computes with quantized weights, and keep what it learned.
+"""Quantization-aware training: fine-tune a model that computes with quantized weights.
 
 AdamW on every parameter, a linear warm-up and a linear decay to zero over the steps or the minutes there are,
 gradients clipped at a norm of 1. On CUDA products run under bfloat16 autocast, on a CPU in float32; held-out
@@ -50,10 +50,9 @@ def train(
 ) -> list[Point]:
     """Train `model` (`load_trained`) in place and return its curve, whose last point is of the whole held-out text.
 
-    What `folder` holds of an earlier run of the same settings and `identity` is gone on from; there the curve and
-    the checkpoints are.
+    `folder` keeps the curve and the checkpoints; a run with the same settings and `identity` resumes from them.
 
-    Raises UsageError for settings that make no sense or differ from those of the run that `folder` holds,
+    Raises UsageError for invalid settings or settings that differ from those of the run that `folder` holds,
     MeasureError when the loss is not finite, OutputError when nothing can be written, KeyboardInterrupt for Ctrl-C, after the
     step that it came in and a checkpoint.
     """
@@ -97,7 +96,7 @@ def train(
 
 
 def learning_rate(progress: float) -> float:
-    """Return the share of the peak: up over the first 2 % of the training, then down to zero, in straight lines."""
+    """Return the share of the peak: a linear rise over the first 2 % of the training, then a linear fall to zero."""
     return max(0.0, min(progress / _WARM_UP, (1 - progress) / (1 - _WARM_UP)))
 
 

@@ -138,7 +138,7 @@ def test_other_settings_do_not_go_on(small: Path, tokens: TrainingTokens, tmp_pa
     with pytest.raises(UsageError, match="another model, format or text"):
         train(ternary(small), tokens, SETTINGS, tmp_path, identity="another")
     (tmp_path / STATE_NAME).write_bytes(b"damaged")
-    with pytest.raises(UsageError, match="no checkpoint"):
+    with pytest.raises(UsageError, match="not a training checkpoint"):
         train(ternary(small), tokens, SETTINGS, tmp_path)
 
 
