@@ -1,5 +1,5 @@
-"""Folders of GGUF files to and from the Hub: what would go, what went, and that it is the same on both sides.
+"""Publish folders of GGUF files: model card, Modelfile, push to and pull from the Hub.
 
-The protocol is huggingface_hub's. What is compared is content: sha256 where the Hub keeps it (large files), the
-Git blob's hash elsewhere.
+The protocol is huggingface_hub's. Both sides are compared by content: by sha256 for large files, by the Git blob's
+hash for the others.
 """

@@ -1,7 +1,7 @@
 """The model card of a folder of GGUF files: README.md with front matter that the Hub reads.
 
-Every number comes from a file or from a record of that very file; what was not measured is a dash. The card of the
-original is never copied, only its licence and languages are carried over.
+Every number comes from a file or from a record with that file's sha256; what was not measured is a dash. Of the
+original's card only licence and languages are taken over.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ggtool.publish.card_figures import FOLDER
 from ggtool.report.device import device_name
 from ggtool.results.records import EvalRecord
 
-# Tells a card that may be written anew from one that somebody wrote.
+# Marks a card that ggtool wrote and may overwrite.
 MARK = "<!-- Written by `ggtool card`; it is replaced when the command is run again. -->"
 
 _TEMPLATE = Path(__file__).parent / "card.md.jinja"
-# What a machine or its software adds to a number, in the order in which a reader asks for it.
+# Environment facts shown with a number, most important first.
 _VERSIONS = (
     ("ggtool", "ggtool"),
     ("llama_cpp_python", "llama-cpp-python"),

@@ -1,7 +1,7 @@
-"""When to choose which file: one sentence each, from the measured numbers alone.
+"""Recommend when to choose which file, in one sentence each, from measured numbers alone.
 
 Closeness to the original is the mean KL divergence where every measured file has one against the same reference, and
-perplexity elsewhere. Two files are told apart where they differ by more than the sum of their standard errors.
+perplexity elsewhere. Two files count as different if they differ by more than the sum of their standard errors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ggtool.publish.card_facts import CardFile, Measured, Row
 
-# As much perplexity as the first choice may have above the best file's.
+# Perplexity of the first choice, at most this much above the best file's.
 _FIRST_CHOICE_COST = 0.01
 NOT_MEASURED = "–"
 

@@ -1,6 +1,6 @@
-"""What a model card says, as plain values: the files, the model they come from, and the records that measured them.
+"""The facts of a model card as plain values: files, their model, and the records that measured them.
 
-Nothing here opens a model. A file is matched with its records by sha256 and by nothing else, so a number never
+Nothing here opens a model. Files are matched with records by sha256 alone, so a number never
 stands beside a file that it was not measured on.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ggtool.results.records import EvalRecord
 
-# What two perplexities must have in common to stand in one table.
+# Fields that two perplexities must share to be compared in one table.
 Protocol = tuple[str, str, int, int, int]
 
 
@@ -107,7 +107,7 @@ class Measured:
 
 
 def match(files: Sequence[CardFile], records: Sequence[EvalRecord]) -> Measured:
-    """Give each file its records; of several protocols the one that most files have, the newest of those."""
+    """Match each file with its newest records, of the protocol that most files were measured with."""
     newest: dict[tuple[str, Protocol], EvalRecord] = {}
     speeds: dict[str, EvalRecord] = {}
     known = {file.sha256 for file in files}

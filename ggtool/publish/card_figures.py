@@ -96,7 +96,7 @@ def _save(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     file = io.BytesIO()
-    # Neither a date nor random names: the bytes follow from the numbers.
+    # No date and no random ids, so that the same numbers give the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "ggtool", "svg.fonttype": "none"}):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(file, format=kind, dpi=120, metadata=metadata)

@@ -1,4 +1,4 @@
-"""The Hub client: whose token, what the Hub has, and every failure as one line that never holds the token."""
+"""The Hub client: token, repo contents, and every failure as one line that never contains the token."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# More than any repo of one model has; what bounds the time that a hostile list can take.
+# More than any model repo has; bounds the time that a hostile listing can take.
 _MAX_FILES = 10_000
-# Pauses before an action that broke off is tried again; the client's own requests have theirs besides.
+# Pauses before a broken-off action is retried; the client's own requests retry in addition.
 _WAITS_S = (1.0, 4.0)
 _AGAIN = "run the same command again: what is finished is kept"
 
@@ -48,13 +48,13 @@ class Snapshot:
 
 
 class BrokenOffError(HubError):
-    """A failure that may be gone the next time: a connection that broke, a server that failed."""
+    """A failure that may succeed when retried: a broken connection, a server error."""
 
 
 def check_repo_id(repo_id: str) -> str:
     """Return `repo_id` if it is OWNER/NAME; UsageError otherwise."""
     if not _REPO_ID.fullmatch(repo_id):
-        raise UsageError(f"{repo_id!r} is no repo of the Hub; write it as OWNER/NAME.")
+        raise UsageError(f"{repo_id!r} is not a Hub repo id; write it as OWNER/NAME.")
     return repo_id
 
 
@@ -82,10 +82,10 @@ def token_of(api: HfApi) -> str | None:
 
 
 def check_may_write(api: HfApi) -> None:
-    """Ask whose token it is. HubError if there is none, if the Hub does not know it, or if it may only read."""
+    """Check the token with the Hub. HubError if it is missing, unknown, or read-only."""
     if token_of(api) is None:
         raise HubError(
-            "there is no token for the Hub; set HF_TOKEN or run `hf auth login`, with one that may write "
+            "there is no Hub token; set HF_TOKEN or run `hf auth login`, with a token that may write "
             f"({api.endpoint}/settings/tokens)."
         )
     account = api.whoami()
@@ -107,7 +107,7 @@ def snapshot(api: HfApi, repo_id: str, revision: str | None = None) -> Snapshot 
     except GatedRepoError:
         raise
     except RepositoryNotFoundError as error:
-        # 401 is the Hub's answer both to a token it does not know and to a repo that it will not speak of.
+        # The Hub answers 401 both for an unknown token and for a repo that the token may not see.
         if error.response.status_code == 401 and token_of(api) is not None:
             api.whoami()
         return None
@@ -116,23 +116,25 @@ def snapshot(api: HfApi, repo_id: str, revision: str | None = None) -> Snapshot 
         if not isinstance(entry, RepoFile):
             continue
         if len(files) >= _MAX_FILES:
-            raise HubError(f"{repo_id} lists more than {_MAX_FILES} files; that is no model.")
+            raise HubError(
+                f"{repo_id} lists more than {_MAX_FILES} files, more than any model repo; check the name."
+            )
         sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
         files[entry.path] = RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
     return Snapshot(info.sha or "", bool(info.private), files)
 
 
 def check_path(repo_id: str, path: str) -> None:
-    """Refuse a path from a repo that would leave the folder it is put in, or that a terminal would act on."""
+    """Refuse a repo path that would leave the target folder, or that contains terminal control characters."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or not path.isprintable():
         raise HubError(
-            f"{repo_id} lists a file at {path!r}, which would be outside of the folder; not taken."
+            f"{repo_id} lists a file at {path!r}, which is not a safe path inside the folder, so nothing was downloaded."
         )
 
 
 def persistently(action: Callable[[], T], api: HfApi, repo_id: str, notify: Notify) -> T:
-    """Return what `action` returns, called again after a pause where it broke off; HubError says what went wrong."""
+    """Return what `action` returns, retrying after a pause if it breaks off; HubError says what went wrong."""
     for wait_s in _WAITS_S:
         try:
             with explained(api, repo_id):
@@ -146,7 +148,7 @@ def persistently(action: Callable[[], T], api: HfApi, repo_id: str, notify: Noti
 
 @contextmanager
 def explained(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Turn whatever the client raises into HubError, or into BrokenOffError where trying again may help."""
+    """Turn any error of the client into HubError, or into BrokenOffError where a retry may help."""
     try:
         yield
     except GgtoolError:

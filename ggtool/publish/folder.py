@@ -1,6 +1,6 @@
-"""What of a folder is published: GGUF files, card, Modelfiles, records, recipes and figures, with their hashes.
+"""List what is published of a folder: GGUF files, card, Modelfiles, records, recipes and figures, with their hashes.
 
-Every GGUF file is checked before anything is sent, and so is a card that names other hashes than the files have.
+Every GGUF file is checked before anything is sent, and the hashes in the card are compared with the files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LocalFile:
     blob_id: str
 
     def is_same(self, remote: RemoteFile | None) -> bool:
-        """Whether the Hub has this very content under this path."""
+        """Whether the Hub has the same content at this path."""
         if remote is None or remote.n_bytes != self.n_bytes:
             return False
         return remote.sha256 == self.sha256 if remote.sha256 else remote.blob_id == self.blob_id
@@ -118,5 +118,5 @@ def _check_card(folder: Path, files: list[LocalFile]) -> None:
     for file in files:
         if listed.get(file.path, file.sha256) != file.sha256:
             raise OutputError(
-                f"{card} was written for another {file.path}; write it again with `ggtool card {folder}`."
+                f"{card} describes another version of {file.path}; write it again with `ggtool card {folder}`."
             )

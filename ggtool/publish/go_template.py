@@ -1,8 +1,8 @@
-"""A model's chat template in Go's template language, which is what Ollama renders, where it can be said there exactly.
+"""Translate a chat template from Jinja to Go's template language, which Ollama renders, where that is exactly possible.
 
 Nothing is guessed from names. The Jinja template is rendered on a few conversations of marked messages; what stands
 between the marks makes a Go template of one fixed shape; and only if that shape gives the same text on every one of
-further conversations is it used. What depends on the day, on thoughts or on the last turn fails that and has none.
+further conversations is it used. Templates that depend on the date, on reasoning or on the last turn fail this and are left out.
 """
 
 from __future__ import annotations

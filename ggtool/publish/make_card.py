@@ -31,7 +31,7 @@ _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 @dataclass(frozen=True)
 class MadeCard:
-    """What was written into the folder, and of how many files and records the card tells."""
+    """The files written into the folder, and how many models and records the card covers."""
 
     written: Sequence[str]
     n_files: int

@@ -1,7 +1,7 @@
-"""The Modelfile that makes an Ollama model of a GGUF file: where it is, its template if one is due, its settings.
+"""Write the Modelfile that makes an Ollama model of a GGUF file: its path, its template if possible, its settings.
 
 A base model gets no template: Ollama then passes the prompt on as it is. A chat model gets one where it can be
-translated exactly (`go_template`); otherwise Ollama is left to what it makes of the template inside the file.
+translated exactly (`go_template`); otherwise Ollama uses the template inside the file as it can.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from gguf.constants import TokenType
 from ggtool.gguf.header import ArrayRef, GGUFHeader
 from ggtool.publish.go_template import Turns, learn
 
-# Tells a Modelfile that may be written anew from one that somebody wrote.
+# Marks a Modelfile that ggtool wrote and may overwrite.
 MARK = "# Written by `ggtool card`; it is replaced when the command is run again."
 
-# Ollama's own default; it takes no more than a model was trained for only if it is told.
+# Ollama's default context; it exceeds a shorter trained context unless told.
 _DEFAULT_CONTEXT = 4096
 _SAMPLING: Mapping[str, str] = MappingProxyType(
     {
@@ -86,7 +86,7 @@ class _Texts:
         return str(self._tokens[number])
 
     def stops(self, turns: Turns) -> list[str]:
-        """Return the control tokens that follow an answer, in their order; what follows it where they are none."""
+        """Return the control tokens that follow an answer, in order; else the text that follows it."""
         control = {
             token
             for token, kind in zip(self._tokens, self._types, strict=False)

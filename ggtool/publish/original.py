@@ -1,4 +1,4 @@
-"""Where a folder's GGUF files come from: the original's repo id, commit, licence and languages, as far as they are known."""
+"""Find the original of a folder's GGUF files: repo id, commit, licence and languages, as far as known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ggtool.system.files import read_json
 from ggtool.system.progress import Notify
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# The Hub's names of licences and ISO 639 codes: what it would refuse is not put into front matter.
+# Licence names and language codes that the Hub accepts in front matter.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _HUB_TIMEOUT_S = 10.0
@@ -23,7 +23,7 @@ _HUB_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Origin:
-    """What the user says of where files come from and go to; None is not said.
+    """Where files come from and go to, as the user said; None where not said.
 
     model: Hub repo id or checkpoint folder of the original, at revision. repo: where the files will be.
     """
@@ -36,7 +36,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Original:
-    """The checkpoint that files were made from; what is not known is empty."""
+    """The checkpoint that files were made from; empty where unknown."""
 
     repo_id: str = ""
     revision: str = ""
@@ -49,7 +49,7 @@ class Original:
 def find_original(
     model: str | None, revision: str | None, records: Sequence[EvalRecord], header: GGUFHeader, notify: Notify
 ) -> Original:
-    """Ask, in this order, the model that was named, the records of the files, and what the converter left in them.
+    """Look at the named model, then the files' records, then the files' own metadata.
 
     A named repo's card is fetched from the cache or the Hub; where it cannot be had that is said, and the files are
     asked. UsageError for a name that is neither a folder nor a repo id.
@@ -59,7 +59,7 @@ def find_original(
         card = _read_folder(Path(model).expanduser())
     elif model is not None:
         if not _REPO_ID.fullmatch(model):
-            raise UsageError(f"there is no folder {model}, and it is no Hub repo id (OWNER/NAME) either.")
+            raise UsageError(f"there is no folder {model}, and it is not a Hub repo id (OWNER/NAME) either.")
         repo_id, card = model, _read_hub(model, revision, notify)
     else:
         sources = {(record.model, record.revision) for record in records if _REPO_ID.fullmatch(record.model)}
@@ -82,7 +82,7 @@ def _with_licence(repo_id: str, revision: str, card: Mapping[str, Any]) -> Origi
         licence,
         name,
         link,
-        # YAML reads Norwegian's code as the word.
+        # YAML parses Norwegian's code "no" as false.
         tuple(
             code
             for code in ("no" if one is False else str(one) for one in listed)
@@ -127,7 +127,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(matter[1]) if matter else {}
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{path} has front matter that cannot be read: {reason}.") from None
+        raise SourceError(f"{path} has front matter that is not valid YAML: {reason}.") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -1,7 +1,7 @@
-"""A repo of the Hub into a folder: ranges that go on where they were cut, every hash compared, every header checked.
+"""Download a Hub repo into a folder: resumed by range requests, every hash compared, every GGUF header checked.
 
 A file appears under its name only when it is whole and is what the Hub says it is; until then it is
-`.NAME.HASH.partial`, which the next run takes up.
+`.NAME.HASH.partial`, which the next run resumes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull did: the commit, and the files that came and those that were there with the same hash."""
+    """The result of a pull: the commit, the downloaded files, and those already present with the same hash."""
 
     repo_id: str
     commit: str
@@ -106,7 +106,7 @@ def _check_room(folder: Path, missing: Sequence[RemoteFile], *, force: bool) -> 
     for file in missing:
         path = folder / file.path
         if path.is_dir() or (path.exists() and not force):
-            raise OutputError(f"{path} exists and is not the Hub's; pass --force to replace it.")
+            raise OutputError(f"{path} exists with different content; pass --force to replace it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -114,7 +114,9 @@ def _check_room(folder: Path, missing: Sequence[RemoteFile], *, force: bool) -> 
         raise OutputError(f"cannot write in {folder}: {error.strerror}.") from None
     needed = sum(file.n_bytes - _n_partial(folder, file) for file in missing)
     if needed > free:
-        raise OutputError(f"{folder} has room for {free:,} bytes and {needed:,} are needed.")
+        raise OutputError(
+            f"{folder} has {free:,} bytes free and {needed:,} are needed; free some space or choose another folder."
+        )
 
 
 def _partial(folder: Path, file: RemoteFile) -> Path:
@@ -150,7 +152,7 @@ def _receive(
             _check_content(repo_id, file, partial)
             if target.exists() and not force:
                 raise OutputError(
-                    f"{target} was made by another process meanwhile; pass --force to replace it."
+                    f"{target} was created by another process in the meantime; pass --force to replace it."
                 )
             partial.replace(target)
     except OSError as error:
@@ -186,7 +188,7 @@ def _download(
 
 
 class _Counted:
-    """A file that says how much of it is written, and takes no more than it was announced to hold."""
+    """A file that reports how much is written, and refuses more bytes than announced."""
 
     def __init__(self, stream: BinaryIO, n_bytes: int, progress: Callable[[int], None]) -> None:
         self._stream, self._n_bytes, self._progress = stream, n_bytes, progress
@@ -195,7 +197,9 @@ class _Counted:
         """Write, flush, so that a killed process leaves all that it had, and report."""
         if self._stream.tell() + len(data) > self._n_bytes:
             self._stream.truncate(0)
-            raise HubError("the Hub sends more bytes than it lists; run again to get the file anew.")
+            raise HubError(
+                "the Hub sent more bytes than it lists; run the command again to download the file anew."
+            )
         n_bytes = self._stream.write(data)
         self._stream.flush()
         self._progress(self._stream.tell())
@@ -215,11 +219,11 @@ class _Counted:
 
 
 def _check_content(repo_id: str, file: RemoteFile, partial: Path) -> None:
-    """Refuse, and remove, what is not what the Hub listed or is no GGUF file for all its name."""
+    """Remove and refuse a file whose hash differs from the Hub's, or that is not a valid GGUF file."""
     if not _local(partial, file).is_same(file):
         partial.unlink()
         raise HubError(
-            f"{file.path} of {repo_id} came with another hash than the Hub lists; run again to get it anew."
+            f"{file.path} of {repo_id} arrived with a different hash than the Hub lists; run the command again to download it anew."
         )
     if file.path.lower().endswith(".gguf"):
         try:

@@ -1,8 +1,7 @@
-"""A folder to a repo of the Hub: what is there already is left alone, the rest goes in one commit.
+"""Upload a folder to a Hub repo: files already there are kept, the rest goes in one commit.
 
-Large files are uploaded one by one before the commit, so that each is kept by the Hub as soon as it is whole: a run
-that was stopped sends no finished file again. Within a file it is the client that decides; through the Git LFS
-protocol it begins an unfinished file anew, through Xet as well.
+Large files are uploaded one by one before the commit, and the Hub keeps each as soon as it is complete: a second run
+sends no finished file again. An unfinished file starts again, with the Git LFS protocol and with Xet.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from ggtool.system.progress import Notify
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-# A file, how many are finished, how many go.
+# (file, finished files, files to send)
 Uploaded = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do. `exists` is whether the repo does; `kept` are files that it has with the same hash."""
+    """The plan of a push. exists: whether the repo does; kept: files that it already has."""
 
     repo_id: str
     exists: bool
@@ -42,7 +41,7 @@ class PushPlan:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did: the commit whose files were compared, and the URL to look at; sent may be empty."""
+    """The result of a push: the commit whose files were compared, and its URL; sent may be empty."""
 
     repo_id: str
     url: str

@@ -115,7 +115,7 @@ def test_other_content_than_listed_is_not_kept(server: WritableHub, run, tmp_pat
     server.tampered["tiny-gpt2-Q4_0.gguf"] = right[:-1] + bytes([right[-1] ^ 1])
     done = run(server, "pull", REPO, "--include", "*Q4_0*", "--quiet")
     assert done.returncode == 1
-    assert "came with another hash than the Hub lists" in done.stderr
+    assert "arrived with a different hash than the Hub lists" in done.stderr
     assert content(tmp_path / "tiny-GGUF") == {}
     server.tampered["tiny-gpt2-Q4_0.gguf"] = right * 3
     more = run(server, "pull", REPO, "--include", "*Q4_0*", "--quiet")
@@ -151,7 +151,7 @@ def test_a_path_that_leaves_the_folder_is_refused(
     before = content(tmp_path)
     done = run(server, "pull", REPO, "--quiet")
     assert done.returncode == 1
-    assert "would be outside of the folder" in done.stderr
+    assert "is not a safe path inside the folder" in done.stderr
     assert "\x1b" not in done.stderr
     assert content(tmp_path) == before
 
@@ -162,7 +162,7 @@ def test_a_file_of_ones_own_is_never_replaced_unasked(server: WritableHub, run, 
     mine.write_text("mine\n")
     done = run(server, "pull", REPO, "--quiet")
     assert done.returncode == 1
-    assert "README.md exists and is not the Hub's; pass --force to replace it" in done.stderr
+    assert "README.md exists with different content; pass --force to replace it" in done.stderr
     assert content(mine.parent) == {"README.md": hashlib.sha256(b"mine\n").hexdigest()}
     assert run(server, "pull", REPO, "--force").returncode == 0
     assert content(mine.parent) == held(server)

@@ -104,7 +104,7 @@ ALWAYS = math.inf
 @pytest.mark.parametrize(
     ("token", "faults", "says"),
     [
-        (None, [], "there is no token for the Hub; set HF_TOKEN or run `hf auth login`"),
+        (None, [], "there is no Hub token; set HF_TOKEN or run `hf auth login`"),
         ("hf_" + "x" * 34, [], "the Hub does not accept the token"),
         (READ, [], "the token of someone may only read"),
         (WRITE, [Fault("POST .*/commit/", ALWAYS, 403)], "the token has no right to do this"),
@@ -230,7 +230,7 @@ def test_a_card_of_other_files_is_not_published(folder: Path, run) -> None:
         done = run(server, "push", folder, REPO, "--quiet")
         assert server.requests == []
     assert done.returncode == 1
-    assert "was written for another tiny-gpt2-Q4_0.gguf; write it again with `ggtool card" in done.stderr
+    assert "describes another version of tiny-gpt2-Q4_0.gguf; write it again with `ggtool card" in done.stderr
 
 
 def test_a_damaged_file_is_not_published(folder: Path, run) -> None:
