@@ -6,6 +6,7 @@
     ├── ArtifactError       exit 1   a GGUF or packed model on disk cannot be used
     ├── OutputError         exit 1   a result cannot be written where it was asked for
     ├── MeasureError        exit 1   a measurement produced no trustworthy number
+    ├── CrashError          exit 1   native code ended the process that ran it
     └── HubError            exit 1   the Hub refused, cannot be reached, or holds different content
 
 A message says what is wrong, where, and what to do next, in one line.
@@ -38,6 +39,10 @@ class OutputError(GgtoolError):
 
 class MeasureError(GgtoolError):
     """A measurement failed; no number is better than a wrong one."""
+
+
+class CrashError(GgtoolError):
+    """The process that ran a model ended without an answer: native code crashed, or the system killed it."""
 
 
 class HubError(GgtoolError):

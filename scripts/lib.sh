@@ -135,31 +135,48 @@ broken_flags() {
     done <"$root/vendor/llama.cpp/BROKEN"
 }
 
+# What a build that fails its self-test is made again without, one after the other: words | compiler flags. Last of all comes
+# the portable build.
+slower_builds() {
+    [[ $(uname -m) != x86_64 ]] || printf '%s\n' \
+        "AVX-512's and AVX's newer products|-mno-avx512fp16 -mno-avx512bf16 -mno-avx512vnni -mno-avxvnni" \
+        "AVX-512|-mno-avx512f"
+}
+
 # choose_build: set how llama.cpp is compiled here: build_flags for the compiler, build_options for CMake, build_for in
-# words, and build, a name for all that compiled code depends on. llama.cpp compiles for this very CPU (GGML_NATIVE)
-# without what is known to be broken; GGTOOL_PORTABLE=1 compiles for every x86-64-v3 or arm64 machine, for images that move.
-# The compiler's own list of what it may use, its version, and the variables that steer a build are all in the name.
+# words, wheels, the folder for what is built, and build, a name for all that compiled code depends on. llama.cpp compiles
+# for this very CPU (GGML_NATIVE) without what is known to be broken, and without what failed its self-test here;
+# GGTOOL_PORTABLE=1 compiles for every x86-64-v3 or arm64 machine, for images that move.
 choose_build() {
-    local compiler target=-march=native features
-    build_for="this CPU"
+    local compiler broken words flags
     compiler=$(first_command ${CC:+"${CC%% *}"} cc gcc clang) || compiler=
-    build_flags=$(broken_flags)
-    build_options=
-    if [[ ${GGTOOL_PORTABLE:-0} == 1 ]]; then
-        build_for="every $(uname -m) machine"
-        build_options=-DGGML_NATIVE=OFF
-        target=
-        if [[ $(uname -m) == x86_64 ]]; then
-            build_for="every x86-64-v3 machine"
-            target=-march=x86-64-v3
-            for features in SSE42 AVX AVX2 BMI2 FMA F16C; do build_options+=" -DGGML_$features=ON"; done
-        fi
+    broken=$(broken_flags)
+    build=
+    if [[ ${GGTOOL_PORTABLE:-0} != 1 ]]; then
+        while IFS='|' read -r words flags; do
+            compose_build "this CPU${words:+ without }$words" "$broken$flags" -march=native ""
+            [[ -f $wheels/refused ]] || return 0
+        done < <(printf '|\n' && slower_builds)
     fi
+    if [[ $(uname -m) == x86_64 ]]; then
+        compose_build "every x86-64-v3 machine" "$broken" -march=x86-64-v3 "-DGGML_NATIVE=OFF -DGGML_SSE42=ON \
+-DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
+    else
+        compose_build "every $(uname -m) machine" "$broken" "" -DGGML_NATIVE=OFF
+    fi
+}
+
+# compose_build WORDS FLAGS TARGET OPTIONS: set the variables of choose_build. The compiler's own list of what it may use with
+# these flags, its version, and the variables that steer a build are all in the name.
+compose_build() {
+    local features
+    build_for=$1 build_flags=$2 build_options=$4
     # shellcheck disable=SC2086 # flags are meant to split
-    features=$("$compiler" $build_flags $target -dM -E -x c /dev/null 2>/dev/null) ||
+    features=$("$compiler" $build_flags $3 -dM -E -x c /dev/null 2>/dev/null) ||
         features=$(grep -m 1 -iE '^(flags|features)' /proc/cpuinfo || true)
     build=$(printf '%s\n' "$features" "${CC:-}" "${CXX:-}" "${CFLAGS:-}" "${CXXFLAGS:-}" "${LDFLAGS:-}" \
         "$build_options${build_options:+ }${CMAKE_ARGS:-}" | sha256sum | cut -c 1-12)
+    wheels=$cache/wheels/py3-$(uname -s -m | tr 'A-Z ' 'a-z-')-$build # the wheel is py3-none: one serves every Python
 }
 
 # built_as_chosen COMMAND...: run COMMAND, a build, with what choose_build chose. The user's own flags come first, for the

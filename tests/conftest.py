@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -10,6 +11,15 @@ from tiny_models import build_tiny_gpt2
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    """Ask once whether llama.cpp computes right here: with a cache of its own, each test would ask again."""
+    from ggtool.backends.llama_cpp.selftest import SWITCH, SelfTest, self_test
+
+    if SWITCH not in os.environ and self_test() == SelfTest():
+        os.environ[SWITCH] = "0"
+        self_test.cache_clear()
 
 
 @pytest.fixture(scope="session")

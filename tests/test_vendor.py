@@ -165,6 +165,30 @@ def test_builds_leave_out_what_is_broken(tmp_path: Path) -> None:
 
 
 @needs_x86_compiler
+def test_a_build_that_failed_its_test_is_made_again_with_less(tmp_path: Path) -> None:
+    script = '. "$0/scripts/lib.sh"; choose_build; printf "%s|%s|%s|%s" "$build_for" "$build_flags" "$build_options" "$wheels"'
+    environment = {**os.environ, "GGTOOL_CACHE": str(tmp_path)}
+    seen: list[tuple[str, str, str]] = []
+    while True:
+        done = subprocess.run(
+            ["bash", "-c", script, ROOT], env=environment, capture_output=True, text=True, check=True
+        )
+        words, flags, options, wheels = done.stdout.split("|")
+        if (words, flags, options) in seen:
+            break
+        seen.append((words, flags, options))
+        Path(wheels).mkdir(parents=True)
+        (Path(wheels) / "refused").write_text("Q4_0 ended with SIGILL\n")
+    assert seen[0][0] == "this CPU"
+    assert seen[-1][0] == "every x86-64-v3 machine"
+    assert "-DGGML_NATIVE=OFF" in seen[-1][2]
+    # Where the CPU has AVX-512 there are steps between; each leaves out more, and the last but one all of it.
+    if "avx512f" in Path("/proc/cpuinfo").read_text():
+        assert "this CPU without AVX-512" in [words for words, _, _ in seen]
+        assert "-mno-avx512f" in seen[-2][1]
+
+
+@needs_x86_compiler
 def test_portable_builds_know_no_cpu() -> None:
     native = chosen(ROOT)
     portable = chosen(ROOT, GGTOOL_PORTABLE="1")

@@ -17,6 +17,11 @@ class Decoder(Protocol):
         """Return the text that `token` completes, "" if it completes none."""
         ...
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the tokens so far end inside a character."""
+        ...
+
     def finish(self) -> str:
         """Return U+FFFD if the tokens stopped inside a character, else ""."""
         ...

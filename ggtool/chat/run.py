@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from ggtool.backends import SamplingParams
-from ggtool.backends.load import load_model
+from ggtool.backends.isolated import IsolatedModel, TextOptions
+from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
@@ -103,11 +104,10 @@ def _open(
 ) -> Iterator[tuple[Path, TextBackend]]:
     check_sampling(params)  # before the seconds that loading may take
     found = find_model(path)
-    backend = load_model(found, n_ctx, threads, device)
-    try:
+    if not found.is_dir():
+        self_test()  # here, where its word on a build that fails is seen
+    with closing(IsolatedModel(found, TextOptions(n_ctx, threads or usable_cpus(), device))) as backend:
         yield found, backend
-    finally:
-        backend.close()
 
 
 def _read_stdin() -> str:

@@ -24,7 +24,7 @@ from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
 from ggtool.chat.conversation import Conversation, Transcript
 from ggtool.chat.output import write
-from ggtool.errors import GgtoolError, UsageError
+from ggtool.errors import CrashError, GgtoolError, UsageError
 
 _FIELDS = dataclasses.asdict(SamplingParams())  # the defaults tell the types
 _COMMAND = re.compile(r"/[A-Za-z?]*")  # a path, with a second slash, is text
@@ -37,6 +37,7 @@ _HELP = """\
 /stats                 the model, the context, what the last answer cost
 /exit                  leave, as Ctrl-D does
 Alt-Enter, or a backslash at the end of a line, begins another line. Ctrl-C stops an answer."""
+_GO_ON = "The conversation up to your last entry is kept: the next entry loads the model again, /exit leaves."
 _HELP_TRANSCRIPT = (
     "This model continues text: your entries and its own words are one text. Enter alone lets it go on."
 )
@@ -85,6 +86,9 @@ class Terminal:
             pass  # prompt_toolkit has dropped the line
         except EOFError:
             return False
+        except CrashError as error:
+            self._console.print(str(error), style="red", markup=False)
+            self._say(_GO_ON)
         except GgtoolError as error:
             self._console.print(str(error), style="red", markup=False)
         return True

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.evaluation.jobs import TASKS, Task
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.kernels import build
@@ -95,7 +96,10 @@ def target_versions(target: Target) -> dict[str, str]:
     """Return the releases of the code that runs a target, and of ours that quantizes it while it is loaded."""
     # Formats that are quantized while they are loaded have no file to hash.
     made = {"quantizers": sources_sha256("kernels", "quantizers")} if target.format.quantizer else {}
-    return {name: version(name) for name in _PACKAGES[target.format.runtime]} | made
+    # Products of another layout round otherwise, and take another time.
+    plain = target.format.runtime == "llama_cpp" and not self_test().extra_buffers
+    layout = {"llama_cpp_extra_buffers": "off"} if plain else {}
+    return {name: version(name) for name in _PACKAGES[target.format.runtime]} | made | layout
 
 
 def settings_sha256(settings: Mapping[str, Any]) -> str:

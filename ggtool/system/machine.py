@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 from pathlib import Path
@@ -40,14 +41,16 @@ def cpu_features() -> frozenset[str]:
 
 
 def cpu_identity() -> str:
-    """Return all that tells CPUs with different instructions apart: models, features; elsewhere the processor's name."""
+    """Return what tells CPUs with different instructions apart: model and features; elsewhere the processor's name."""
     kept = {line for line in _cpuinfo() if line.startswith(("model name", "flags", "Features", "CPU "))}
-    return "\n".join(sorted(kept)) or platform.processor()
+    return "".join(sorted(kept)).rstrip("\n") or platform.processor()
 
 
 def _cpuinfo() -> list[str]:
+    """Return what the kernel says of the first CPU: the whole list takes it a tenth of a second where there are hundreds."""
     try:
-        return _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        with _CPUINFO.open(encoding="utf-8", errors="replace") as file:
+            return list(itertools.takewhile(str.strip, file))
     except OSError:
         return []
 

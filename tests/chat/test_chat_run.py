@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import planted
 import pytest
 import tiny_gguf
 
@@ -174,6 +176,39 @@ def test_a_reader_that_leaves_is_no_error(base) -> None:
         assert child.wait() == 0
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_native_code_that_crashes_is_one_line(base, tmp_path, command) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ggtool", command, base, "--threads", "1", "--quiet"],
+        input=TEXT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **planted.environment(tmp_path, planted.crash())},
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ggtool: base.gguf")
+    assert "SIGSEGV" in line
+    assert "the last thing that was heard" in line
+    assert "ggtool doctor" in line
+
+
+def test_a_model_s_process_that_the_system_kills_is_one_line(base, tmp_path) -> None:
+    killed = planted.environment(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    done = subprocess.run(
+        [sys.executable, "-m", "ggtool", "generate", base, "--prompt", TEXT, "--threads", "1", "--quiet"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **killed},
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "SIGKILL (out of memory, most likely)" in line
+    assert "takes less memory" in line
+
+
 def script(path: Path, code: str, n_predict: int = 20) -> str:
     return (
         "from pathlib import Path\nfrom ggtool.backends import SamplingParams\n"
@@ -183,8 +218,6 @@ def script(path: Path, code: str, n_predict: int = 20) -> str:
 
 
 def process(path: Path, code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", script(path, code)],
         capture_output=True,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import planted
 import pytest
 import tiny_gguf
 from prompt_toolkit.application import create_app_session
@@ -182,36 +183,25 @@ def test_a_switch_takes_on_or_off(value) -> None:
 
 
 CHILD = """
-import fcntl, sys, termios, time
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C is for the process that this is the terminal of
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C is for the processes that this is the terminal of
 from pathlib import Path
 from ggtool.backends import SamplingParams
-from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.chat import run_chat
 
-generate = LlamaCppBackend.generate
-
-def slowly(self, prompt, params):
-    for made, token in enumerate(generate(self, prompt, params)):
-        yield token
-        if made == 1:
-            print("answering", file=sys.stderr, flush=True)
-        time.sleep(0.02)
-
-LlamaCppBackend.generate = slowly
-run_chat(Path(sys.argv[1]), SamplingParams(n_predict=1000, ignore_eos=True), threads=1, device="cpu")
+run_chat(Path(sys.argv[1]), SamplingParams(n_predict=int(sys.argv[2]), ignore_eos=True), threads=1, device="cpu")
 print("left in good order")
 """
 
 
 class Pseudo:
-    """A child on a pseudo-terminal of its own."""
+    """A chat on a pseudo-terminal of its own, with processes in which something is planted."""
 
-    def __init__(self, path) -> None:
+    def __init__(self, path, planted: dict[str, str], n_predict: int) -> None:
         self.master, slave = pty.openpty()
-        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", **planted}
         self.child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path)],
+            [sys.executable, "-c", CHILD, str(path), str(n_predict)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -220,6 +210,14 @@ class Pseudo:
         )
         os.close(slave)
         self.seen = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.child.kill()
+        self.child.wait()
+        os.close(self.master)
 
     def expect(self, text: str) -> str:
         """Read until `text` comes and return what came up to it."""
@@ -238,14 +236,18 @@ class Pseudo:
         os.write(self.master, text.encode())
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(folder) -> None:
-    path = tiny_gguf.gpt2(folder / "slow.gguf", n_ctx=4096).path
-    terminal = Pseudo(path)
-    try:
+@pytest.fixture(scope="module")
+def talker(folder):
+    """A model that says P, whatever it is asked."""
+    return tiny_gguf.gpt2(folder / "talker.gguf", n_ctx=4096, always="P").path
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(talker, tmp_path) -> None:
+    with Pseudo(talker, planted.environment(tmp_path / "site", planted.SLOWLY), n_predict=1000) as terminal:
         terminal.expect("no chat template")
         terminal.expect(">>>")
         terminal.type(f"Once upon{ENTER}")
-        terminal.expect("answering")
+        terminal.expect("PP")
         terminal.type(CTRL_C)
         terminal.expect("stopped: Ctrl-C")
         terminal.expect(">>>")
@@ -254,14 +256,31 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(folder) -> None:
         terminal.expect("stopped: Ctrl-C")
         terminal.expect(">>>")
         terminal.type(f"and so{ENTER}")
-        terminal.expect("answering")
+        terminal.expect("PP")
         terminal.type(CTRL_C)
         terminal.expect("stopped: Ctrl-C")
         terminal.expect(">>>")
         terminal.type(CTRL_D)
         terminal.expect("left in good order")
         assert terminal.child.wait(10) == 0
-    finally:
-        terminal.child.kill()
-        terminal.child.wait()
-        os.close(terminal.master)
+
+
+def test_a_crash_in_an_answer_is_said_and_the_conversation_goes_on(talker, tmp_path) -> None:
+    crash = planted.environment(tmp_path / "site", planted.crash(once=tmp_path / "crashed"))
+    with Pseudo(talker, crash, n_predict=7) as terminal:
+        terminal.expect(">>>")
+        terminal.type(f"Once upon{ENTER}")
+        terminal.expect("was ended by SIGSEGV")
+        terminal.expect("the last thing that was heard")
+        terminal.expect("the next entry loads the model again")
+        terminal.expect(">>>")
+        terminal.type(f"Once upon{ENTER}")
+        terminal.expect("PPPPPPP")
+        terminal.expect("7 tokens")
+        terminal.expect(">>>")
+        terminal.type(f"/stats{ENTER}")
+        terminal.expect(", 1 answers")  # the one that crashed is not among them
+        terminal.expect(">>>")
+        terminal.type(CTRL_D)
+        terminal.expect("left in good order")
+        assert terminal.child.wait(10) == 0

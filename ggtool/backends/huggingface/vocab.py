@@ -136,9 +136,14 @@ class FolderDecoder:
         self._held = [] if text else [*self._held, token]
         return text or ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the tokens so far end inside a character."""
+        return bool(self._held) and _SPLIT in self._tokenizer.decode(self._held, skip_special_tokens=True)
+
     def finish(self) -> str:
         """Return U+FFFD if the tokens stopped inside a character, else ""."""
-        return _SPLIT if _SPLIT in self._tokenizer.decode(self._held, skip_special_tokens=True) else ""
+        return _SPLIT if self.is_open else ""
 
 
 def _token(value: object) -> int | None:

@@ -7,7 +7,7 @@ llama_decode over the whole context; the library cuts it into pieces of n_ubatch
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class LlamaCppBackend:
     """A GGUF file loaded by llama.cpp; see `ggtool.backends.Backend` for the protocol.
 
     n_ctx is the most tokens a prompt and its continuation may have together; `vocabulary` turns text into
-    token ids and back; `stop_reason` tells why the last `generate` ended, None while it has not.
+    token ids and back; `stop_reason` tells why the last `generate` ended, None while it has not; `is_given_up` is asked
+    between the pieces of a long prompt whether anyone still waits for its continuation.
     """
 
     def __init__(self, _fmt: Format | None, path: Path, options: LoadOptions) -> None:
@@ -53,6 +54,7 @@ class LlamaCppBackend:
         self._cached: list[int] = []  # the tokens whose keys and values the context holds
         self._options = options
         self._user = object()  # identifies the latest user of the context
+        self.is_given_up: Callable[[], bool] = lambda: False
         with ExitStack() as stack:
             self._model = open_model(self._artifact, device=options.device)
             stack.callback(lib.llama_model_free, self._model)
@@ -161,7 +163,8 @@ class LlamaCppBackend:
         with sampler_chain(params, self.vocabulary, prompt) as chain:
             pending = self._keep_prefix(prompt)
             for made in range(1, params.n_predict + 1):
-                self._evaluate(pending)
+                if not self._evaluate(pending):
+                    return
                 token = lib.llama_sampler_sample(chain, self._context, -1)
                 if self.vocabulary.is_eog(token):
                     self.stop_reason = "eog"
@@ -193,13 +196,17 @@ class LlamaCppBackend:
             self._cached.clear()
         return prompt[len(self._cached) :]
 
-    def _evaluate(self, tokens: list[int]) -> None:
+    def _evaluate(self, tokens: list[int]) -> bool:
+        """Append `tokens` to the context; False when it was given up on the way."""
         # In pieces, so that Ctrl-C takes effect while a long prompt is processed.
         for start in range(0, len(tokens), N_UBATCH):
+            if start and self.is_given_up():
+                return False
             piece = tokens[start : start + N_UBATCH]
             flags = np.zeros(len(piece), np.int8)
             flags[-1] = start + len(piece) == len(tokens)
             self._decode(piece, flags)
+        return True
 
     def _check_positions(self, tokens: Sequence[int], start: int) -> None:
         if not 0 <= start < len(tokens) <= self.n_ctx:

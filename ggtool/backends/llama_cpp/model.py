@@ -15,7 +15,8 @@ import llama_cpp
 import llama_cpp.llama_cpp as lib
 
 from ggtool.backends.llama_cpp import log as llama_log
-from ggtool.errors import ArtifactError, UsageError
+from ggtool.backends.llama_cpp.selftest import describe, self_test
+from ggtool.errors import ArtifactError, CrashError, UsageError
 from ggtool.gguf.model import Artifact
 
 # An opaque pointer of the C library: llama_model *, llama_context *, llama_vocab *, llama_sampler *.
@@ -24,10 +25,14 @@ Pointer = Any
 _backend_started = False
 
 
-def open_model(artifact: Artifact, *, device: str = "cpu", vocab_only: bool = False) -> Pointer:
+def open_model(
+    artifact: Artifact, *, device: str = "cpu", vocab_only: bool = False, extra_buffers: bool | None = None
+) -> Pointer:
     """Load a model, all layers on the GPU for device "cuda"; free it with llama_model_free.
 
-    Raises ArtifactError with llama.cpp's reason, UsageError when the library has no GPU to offer.
+    extra_buffers: whether weights may be laid out anew for the CPU's instructions; None: where the self-test passed so.
+    Raises ArtifactError with llama.cpp's reason, UsageError when the library has no GPU to offer, CrashError when its
+    products fail the self-test.
     """
     if device == "cuda" and not gpu_offload():
         raise UsageError(
@@ -42,6 +47,8 @@ def open_model(artifact: Artifact, *, device: str = "cpu", vocab_only: bool = Fa
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.n_gpu_layers = 0
+        if not vocab_only:
+            params.use_extra_bufts = _extra_buffers() if extra_buffers is None else extra_buffers
     llama_log.forget()
     model = lib.llama_model_load_from_file(os.fsencode(artifact.path), params)
     if not model:
@@ -60,12 +67,20 @@ def runtime_versions() -> dict[str, str]:
     _start_backend()
     commit = lib._lib.ggml_commit  # of libggml-base, which libllama links
     commit.restype = ctypes.c_char_p
-    return {
+    versions = {
         "llama_cpp_python": llama_cpp.__version__,
         # "-dirty" is how the source archive always builds: without its git folder.
         "llama_cpp_commit": commit().decode().removesuffix("-dirty"),
         "llama_cpp_features": lib.llama_print_system_info().decode().strip(" |"),
     }
+    return versions if self_test().extra_buffers else {**versions, "llama_cpp_extra_buffers": "off"}
+
+
+def _extra_buffers() -> bool:
+    tested = self_test()
+    if not tested.usable:
+        raise CrashError(describe(tested))
+    return tested.extra_buffers
 
 
 def _start_backend() -> None:

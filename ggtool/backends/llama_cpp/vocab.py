@@ -212,6 +212,11 @@ class TokenDecoder:
         """Return the text that `token` completes, "" if it completes none."""
         return self._utf8.decode(self._vocabulary.piece(token))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the tokens so far end inside a character."""
+        return bool(self._utf8.getstate()[0])
+
     def finish(self) -> str:
         """Return U+FFFD if the tokens stopped inside a character, else ""."""
         return self._utf8.decode(b"", final=True)
