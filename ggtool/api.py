@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ggtool.backends import Logits, SamplingParams
-    from ggtool.backends.text_backend import StopReason, TextBackend
+    from ggtool.backends.text_backend import LogitsBackend, StopReason
     from ggtool.calibration.make_folder import MadeFolder, QuantizeRequest
     from ggtool.calibration.make_gguf import ConvertRequest, MadeFiles
     from ggtool.evaluation.plan import Target
@@ -117,7 +117,7 @@ def load(
 class Model:
     """An open model that text goes into and comes out of. Not safe to share between threads."""
 
-    def __init__(self, backend: TextBackend) -> None:
+    def __init__(self, backend: LogitsBackend) -> None:
         self.backend = backend
 
     @property

@@ -29,7 +29,7 @@ _TEST_IT = "`ggtool doctor` tests this build of llama.cpp"
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How to open a model for text: context in tokens (0: the model's own, 4096 at most), CPU threads, where to run."""
+    """How to open a model for text: context in tokens (0: the model's own, 4096 at most), CPU threads (0: all CPUs), where."""
 
     n_ctx: int
     threads: int

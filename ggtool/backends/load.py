@@ -10,10 +10,10 @@ from ggtool.quantizers.saved_folder import is_quantized_folder, saved_format
 from ggtool.system.machine import usable_cpus
 
 if TYPE_CHECKING:
-    from ggtool.backends.text_backend import TextBackend
+    from ggtool.backends.text_backend import LogitsBackend
 
 
-def load_model(path: Path, n_ctx: int, threads: int, device: Literal["auto", "cpu", "cuda"]) -> TextBackend:
+def load_model(path: Path, n_ctx: int, threads: int, device: Literal["auto", "cpu", "cuda"]) -> LogitsBackend:
     """Open `path`; n_ctx 0 is the model's own context, 4096 at most, and threads 0 all CPUs.
 
     Raises ArtifactError or SourceError when it cannot be used, UsageError when the device or the context cannot be had.

@@ -110,14 +110,18 @@ class TextBackend(Protocol):
         """Architecture, size and format in a few words."""
         ...
 
-    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
-        """Return float32 logits (len(tokens) - start, n_vocab), a view that the next call may overwrite."""
-        ...
-
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         """Yield new token ids one by one as they are made."""
         ...
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+class LogitsBackend(TextBackend, Protocol):
+    """A model in this process: its logits can be asked for, too."""
+
+    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
+        """Return float32 logits (len(tokens) - start, n_vocab), a view that the next call may overwrite."""
         ...

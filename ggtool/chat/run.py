@@ -106,7 +106,7 @@ def _open(
     found = find_model(path)
     if not found.is_dir():
         self_test()  # here, where its word on a build that fails is seen
-    with closing(IsolatedModel(found, TextOptions(n_ctx, threads or usable_cpus(), device))) as backend:
+    with closing(IsolatedModel(found, TextOptions(n_ctx, threads, device))) as backend:
         yield found, backend
 
 

@@ -106,10 +106,14 @@ def _build() -> Path:
         raise NoLibraryError("there is no C++ compiler; CXX may name one")
     # The user's flags first: those here decide, save that a compiler leaves out what a -mno-… names wherever it stands.
     flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *_FLAGS, *_target()]
-    file = cache_folder() / "kernels" / f"{_key([*compiler, *flags])}.so"
+    try:
+        folder = cache_folder() / "kernels"
+    except OutputError as error:
+        raise NoLibraryError(str(error).rstrip(".")) from error
+    file = folder / f"{_key([*compiler, *flags])}.so"
     if not is_whole(file):
-        with tempfile.TemporaryDirectory(prefix="ggtool-kernels-") as folder:
-            made = Path(folder) / "products.so"
+        with tempfile.TemporaryDirectory(prefix="ggtool-kernels-") as scratch:
+            made = Path(scratch) / "products.so"
             _run([*compiler, *flags, str(_SOURCES / "products.cpp"), "-o", str(made)])
             content = made.read_bytes()
         try:

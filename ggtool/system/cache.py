@@ -8,16 +8,23 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggtool.errors import OutputError
+
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = (".py", ".cpp", ".h")
 
 
 def cache_folder() -> Path:
-    """Return $GGTOOL_CACHE, or ggtool's folder in the user's cache."""
-    if chosen := os.environ.get("GGTOOL_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "ggtool"
+    """Return $GGTOOL_CACHE, or ggtool's folder in the user's cache; OutputError where there is no home to look in."""
+    try:
+        if chosen := os.environ.get("GGTOOL_CACHE"):
+            return Path(chosen).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "ggtool"
+    except RuntimeError:
+        raise OutputError(
+            "this user has no home folder to keep a cache in; set GGTOOL_CACHE to a folder that can be written."
+        ) from None
 
 
 @dataclass(frozen=True)

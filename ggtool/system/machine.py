@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 from ggtool import __version__
+from ggtool.system.cgroup import cpu_limit, memory_limit_bytes
 
 NO_CUDA = "there is no CUDA device here, or torch was built without CUDA; use --device cpu."
 
@@ -20,15 +21,33 @@ def describe_machine() -> dict[str, str]:
         "ggtool": __version__,
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_count": str(usable_cpus()),
-        "memory_bytes": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        "memory_bytes": str(min(memory_bytes(), memory_limit_bytes() or memory_bytes())),
     }
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many threads this process can keep running: its CPUs, or what its control group may use of them.
+
+    Rounded down, for threads that wait for each other by spinning use up what one too many of them is given; at least 1.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cpu_limit()
+    return there if limit is None else max(1, min(there, int(limit)))
+
+
+def memory_bytes() -> int:
+    """Return the machine's memory, 0 where the system does not tell."""
+    return max(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def cpu_name() -> str:
+    """Return the model name of the first CPU, or its architecture."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_features() -> frozenset[str]:
@@ -53,10 +72,3 @@ def _cpuinfo() -> list[str]:
             return list(itertools.takewhile(str.strip, file))
     except OSError:
         return []
-
-
-def _cpu_name() -> str:
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -64,16 +64,21 @@ def gpu_offload() -> bool:
 
 def runtime_versions() -> dict[str, str]:
     """Return the versions that a result of this runtime depends on, and the CPU features it uses."""
+    versions = library_facts()
+    return versions if self_test().extra_buffers else {**versions, "llama_cpp_extra_buffers": "off"}
+
+
+def library_facts() -> dict[str, str]:
+    """Return what the installed library says of itself."""
     _start_backend()
     commit = lib._lib.ggml_commit  # of libggml-base, which libllama links
     commit.restype = ctypes.c_char_p
-    versions = {
+    return {
         "llama_cpp_python": llama_cpp.__version__,
         # "-dirty" is how the source archive always builds: without its git folder.
         "llama_cpp_commit": commit().decode().removesuffix("-dirty"),
         "llama_cpp_features": lib.llama_print_system_info().decode().strip(" |"),
     }
-    return versions if self_test().extra_buffers else {**versions, "llama_cpp_extra_buffers": "off"}
 
 
 def _extra_buffers() -> bool:

@@ -20,10 +20,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggtool.errors import GgtoolError
+from ggtool.errors import OutputError
 from ggtool.system.atomic import atomic_output
 from ggtool.system.cache import cache_folder
 from ggtool.system.child import Child
@@ -57,16 +58,17 @@ def self_test() -> SelfTest:
     """Return what the test of this build on this CPU said, running it if the cache does not have it; a failure is logged."""
     if os.environ.get(SWITCH) == "0":
         return SelfTest(done=False)
-    kept = cache_folder() / "selftest" / f"{_key()}.json"
-    if (known := _read(kept)) is not None:
+    try:
+        kept: Path | None = cache_folder() / "selftest" / f"{_key()}.json"
+    except OutputError:
+        kept = None
+    if kept is not None and (known := _read(kept)) is not None:
         return known
     result = _test()
-    if result.done:
-        try:
-            with atomic_output(kept, force=True) as temporary:
-                temporary.write_text(json.dumps(dataclasses.asdict(result)) + "\n", encoding="utf-8")
-        except GgtoolError:
-            pass  # it is asked again the next time
+    if kept is not None and result.done:
+        # Where it cannot be kept it is asked again the next time.
+        with suppress(OutputError), atomic_output(kept, force=True) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(result)) + "\n", encoding="utf-8")
     if result.failure and result.usable:  # what cannot be used is an error where it is
         _log.warning("%s", describe(result))
     return result
