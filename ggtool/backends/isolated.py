@@ -182,6 +182,16 @@ class IsolatedVocabulary:
         """Tell whether `token` is a marker, such as the end of a text, and stands for no text."""
         return bool(self._backend.call("is_control", token))
 
+    def spans(self, text: str) -> list[int | str]:
+        """Cut a text at the names of control tokens: the tokens, and the stretches of text between them."""
+        found: list[int | str] = self._backend.call("spans", text)
+        return found
+
+    def tokenize_inside(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on within a word or line: no space is put in front of it."""
+        ids: list[int] = self._backend.call("tokenize_inside", text)
+        return ids
+
     def begin(self, ids: list[int]) -> list[int]:
         """Return the ids of a text to be continued, with BOS in front if the model wants it."""
         opening: list[int] = self._backend.facts["opening"]

@@ -59,6 +59,8 @@ def test_it_is_the_model_that_it_would_be_in_this_process(here, there) -> None:
         assert theirs.is_control(token) == ours.is_control(token)
     ids = ours.tokenize("The city of Paris <|im_start|>", parse_special=True)
     assert theirs.tokenize("The city of Paris <|im_start|>", parse_special=True) == ids
+    assert theirs.spans("Paris <|im_start|> city") == ours.spans("Paris <|im_start|> city")
+    assert theirs.tokenize_inside(" city") == ours.tokenize_inside(" city")
     assert theirs.begin(ids) == ours.begin(ids) == [ours.bos, *ids]
     assert theirs.begin(ours.begin(ids)) == ours.begin(ids)
     here.reset()
