@@ -19,7 +19,7 @@ from ggtool.conversion.metadata_overrides import override
 from ggtool.conversion.options import Options
 from ggtool.conversion.tensor_types import choose
 from ggtool.conversion.write import FileLayout, Importance
-from ggtool.errors import UsageError
+from ggtool.errors import SourceError, UsageError
 from ggtool.formats import Format
 from ggtool.gguf.imatrix import match_entries, requires_imatrix
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
@@ -27,6 +27,10 @@ from ggtool.gguf.tensor_types import TENSOR_TYPES
 from ggtool.gguf.writer import PlacedTensor, aligned, encode, pack, place
 
 _BLOCKS = {name: block for name, block, _ in TENSOR_TYPES.values()}
+
+# llama-vocab.cpp, `llama_vocab::impl::load`: names that it takes for Phi-3, and the tokens that it then wants.
+_PHI3_NAMES = ("phi-3", "phi3")
+_PHI3_TOKENS = frozenset({"</s>", "<unk>", "<s>", "<|endoftext|>"})
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def lay_out(
     `notes` on the model come before those on its files. `dry` takes an importance matrix for granted wherever one is needed. Raises UsageError for a request that cannot be met, such as a type that lacks its importance data.
     """
     values = override(values, options.name, options.metadata)
+    _check_name(values)
     n_ctx, kv_cache_bytes = count_kv_cache(values)
     if options.vocab_only:
         files = [(FileLayout(row, encode(pack({**values, **format_keys(row)}), ()), ()),) for row in formats]
@@ -122,6 +127,18 @@ def choose_types(
                 f"the recipe cannot make {name} {kind}: its rows have {shapes[name][-1]} weights."
             )
     return {row: {**chosen, **options.recipe} for row, chosen in types.items()}
+
+
+def _check_name(values: Mapping[str, GGUFValue]) -> None:
+    """Refuse a name by which llama.cpp looks for tokens that the vocabulary lacks: it could not open the file."""
+    name = str(values[Keys.General.NAME].value) if Keys.General.NAME in values else ""
+    if not any(mark in name.lower() for mark in _PHI3_NAMES) or Keys.Tokenizer.LIST not in values:
+        return
+    if missing := _PHI3_TOKENS - set(values[Keys.Tokenizer.LIST].value):
+        raise SourceError(
+            f"the model's name is {name!r}, and llama.cpp opens a file of such a name only if its vocabulary has "
+            f"{sorted(missing)[0]}, which this one lacks; give it another with --name."
+        )
 
 
 def _quantized(type_name: str) -> bool:

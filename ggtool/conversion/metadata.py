@@ -7,7 +7,7 @@ name, sampling defaults); this file says which of them go in, and nothing that u
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ from ggtool.conversion.tensors import ModelTensor
 from ggtool.conversion.vocab import Vocabulary
 from ggtool.errors import SourceError
 from ggtool.formats import Format
+from ggtool.gguf.writer import pack
 from ggtool.source.resolve import ModelSource
 from ggtool.system.files import read_json
+
+_CARD, _GENERATION = "README.md", "generation_config.json"
 
 
 def collect(
@@ -31,18 +34,21 @@ def collect(
     row: Architecture,
     hparams: Mapping[str, Any],
     tensors: Sequence[ModelTensor],
-) -> dict[str, GGUFValue]:
-    """Return key -> value for a file of this checkpoint, but for its vocabulary and its quant type."""
+) -> tuple[dict[str, GGUFValue], list[str]]:
+    """Return key -> value for a file of this checkpoint, but for its vocabulary and its quant type; and notes.
+
+    The notes say what of the README or of generation_config.json could not be read and is left out.
+    """
     writer = GGUFWriter(path=None, arch=row.gguf_name)
     writer.add_type(GGUFType.MODEL)
-    _authorship(source, tensors, writer)
+    notes = _authorship(source, tensors, writer)
     for name, hparam in row.hparams.items():
         if hparam.key and name in hparams:
             writer.add_key_value(hparam.key.format(arch=row.gguf_name), hparams[name], hparam.type)
     if Keys.General.FILE_TYPE not in writer.kv_data[0]:
         writer.add_file_type(0)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    return dict(writer.kv_data[0])
+    return dict(writer.kv_data[0]), notes
 
 
 def format_keys(row: Format) -> dict[str, GGUFValue]:
@@ -51,41 +57,75 @@ def format_keys(row: Format) -> dict[str, GGUFValue]:
     return {Keys.General.FILE_TYPE: GGUFValue(row.ftype, GGUFValueType.UINT32)}
 
 
-def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGUFWriter) -> None:
+def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGUFWriter) -> list[str]:
     for tensor in tensors:  # the writer counts the parameters for the size label
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), 0)
     total, shared, expert, n_experts = writer.get_total_parameter_count()
-    metadata = _load(source, total)
+    metadata, notes = _load(source, total)
     metadata.name = metadata.name or source.name
     if metadata.languages:  # YAML reads Norwegian's code as the word
         metadata.languages = ["no" if code is False else code for code in metadata.languages]
     metadata.size_label = metadata.size_label or size_label(total, shared, expert, n_experts)
-    metadata.set_gguf_meta_model(writer)
+    try:
+        metadata.set_gguf_meta_model(writer)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        notes.append(
+            f"{source.folder / _CARD} describes the model in a way that a GGUF cannot hold: {error!r}."
+        )
+    return [*notes, *_drop_impossible(writer.kv_data[0])]
+
+
+def _drop_impossible(values: dict[str, GGUFValue]) -> list[str]:
+    """Leave out what cannot be written, such as a temperature in words, and return a note of each."""
+    notes = []
+    for key in list(values):
+        try:
+            pack({key: values[key]})
+        except SourceError as error:  # noqa: PERF203  # twenty keys at most
+            notes.append(f"{key} is left out: {error}")
+            del values[key]
+    return notes
 
 
 @contextmanager
-def named_folder(source: ModelSource) -> Iterator[Path]:
+def named_folder(source: ModelSource, without: Collection[str] = ()) -> Iterator[Path]:
     """Yield the checkpoint's folder under the model's name, which gguf-py takes from it; the Hub's cache names a
-    folder by its commit.
+    folder by its commit. The files in `without` are not in it.
     """
     with tempfile.TemporaryDirectory(prefix="ggtool-") as folder:
         named = Path(folder) / source.name
-        named.symlink_to(source.folder.resolve(), target_is_directory=True)
+        if without:
+            named.mkdir()
+            for file in source.folder.iterdir():
+                if file.name not in without:
+                    (named / file.name).symlink_to(file.resolve())
+        else:
+            named.symlink_to(source.folder.resolve(), target_is_directory=True)
         yield named
 
 
-def _load(source: ModelSource, n_params: int) -> Metadata:
-    with named_folder(source) as named:
-        try:
-            metadata = Metadata.load(model_path=named, total_params=n_params)
-        except Exception as error:  # noqa: BLE001  # YAML of strangers fails in too many ways to list
-            reason, card = " ".join(str(error).split())[:200], source.folder / "README.md"
-            raise SourceError(f"{card} has front matter that cannot be read: {reason}") from None
-    generation = source.folder / "generation_config.json"
+def _load(source: ModelSource, n_params: int) -> tuple[Metadata, list[str]]:
+    notes: list[str] = []
+    unreadable: tuple[str, ...] = ()
+    for without in ((), (_CARD,), (_CARD, _GENERATION)):
+        with named_folder(source, without) as named:
+            try:
+                metadata = Metadata.load(model_path=named, total_params=n_params)
+                break
+            except Exception as error:  # noqa: BLE001  # YAML of strangers fails in too many ways to list
+                reason = " ".join(str(error).split())[:200]
+                unreadable = (_CARD, _GENERATION)[len(without) : len(without) + 1]
+                if not unreadable:
+                    raise SourceError(f"{source.folder} cannot be described: {reason}") from None
+                notes = [f"{source.folder / unreadable[0]} cannot be read and is left out: {reason}"]
+    generation = source.folder / _GENERATION
     if metadata.sampling_penalty_repeat is None and generation.exists():
         # The pinned converter reads transformers' spelling too; gguf 0.19 does not yet.
-        metadata.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
-    return metadata
+        try:
+            metadata.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
+        except SourceError as error:
+            notes = [f"{error} It is left out."]
+    return metadata, notes
 
 
 def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, GGUFValue]:

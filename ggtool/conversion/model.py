@@ -8,11 +8,19 @@ from functools import cached_property
 
 from gguf.gguf_writer import GGUFValue
 
-from ggtool.conversion.architectures import architecture_name, find_architecture, flatten, read_hparams
+from ggtool.conversion.architectures import (
+    architecture_name,
+    find_architecture,
+    flatten,
+    read_hparams,
+    read_settings,
+)
 from ggtool.conversion.metadata import collect, vocabulary_keys
 from ggtool.conversion.tensors import ModelTensor, model_tensors
 from ggtool.conversion.vendored import FileProgress, convert_to_floats
 from ggtool.conversion.vocab import read_vocabulary
+from ggtool.errors import SourceError
+from ggtool.source.quantized import quantization
 from ggtool.source.resolve import ModelSource
 
 
@@ -23,12 +31,14 @@ class Model:
     Attributes:
         facts: every key but the vocabulary's.
         read_vocabulary: reads those and what the user should know about them; it takes longer than all the rest.
+        model_notes: what the user should know about what llama.cpp makes of the model.
 
     """
 
     facts: Mapping[str, GGUFValue]
     tensors: list[ModelTensor]
     read_vocabulary: Callable[[], tuple[Mapping[str, GGUFValue], tuple[str, ...]]]
+    model_notes: tuple[str, ...] = ()
 
     @cached_property
     def values(self) -> Mapping[str, GGUFValue]:
@@ -38,7 +48,7 @@ class Model:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know; read with the vocabulary."""
-        return self._vocabulary[1]
+        return (*self.model_notes, *self._vocabulary[1])
 
     @cached_property
     def _vocabulary(self) -> tuple[Mapping[str, GGUFValue], tuple[str, ...]]:
@@ -54,15 +64,21 @@ def read_model(
     `shapes_only`; progress(done, total, "") then counts the bytes it has written.
     """
     row = find_architecture(source.config)
+    kind = quantization(source.config, source.weights.values())
+    if kind == "quantized" or (kind and row is None):  # llama.cpp's converter goes by the config
+        raise SourceError("this checkpoint is quantized already; convert the original that it was made from.")
     if row is None:
         name = architecture_name(source.config)
         return Model(*convert_to_floats(source, name, progress, shapes_only=shapes_only), lambda: ({}, ()))
-    config = flatten(source.config)
-    hparams = read_hparams(row, config)
-    tensors = model_tensors(row, hparams, config, source.weights)
+    settings = read_settings(row, source.config)
+    hparams = read_hparams(row, settings)
+    tensors = model_tensors(row, hparams, settings, source.weights)
 
     def keys() -> tuple[Mapping[str, GGUFValue], tuple[str, ...]]:
-        vocabulary = read_vocabulary(source.folder, config, int(hparams["n_vocab"]), row.vocabulary)
+        vocabulary = read_vocabulary(
+            source.folder, flatten(source.config), int(hparams["n_vocab"]), row.vocabulary
+        )
         return vocabulary_keys(vocabulary), vocabulary.notes
 
-    return Model(collect(source, row, hparams, tensors), tensors, keys)
+    facts, unread = collect(source, row, hparams, tensors)
+    return Model(facts, tensors, keys, (*row.notes(hparams, settings), *unread))

@@ -7,7 +7,7 @@ follow from the config come before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,10 @@ def model_tensors(
     """
     expected = dict(_expand(row, hparams, len(weights)))
     dropped = {name.format(block) for name in row.drop for block in range(hparams["n_layer"])}
-    present = {
-        _stripped(name, row): tensor
-        for name, tensor in weights.items()
-        if not name.startswith(row.drop_under)
-    }
-    if len(present) != sum(not name.startswith(row.drop_under) for name in weights):
-        raise SourceError(f"the checkpoint has tensors both with and without the prefix {row.strip[0]!r}.")
+    present = _named(row, {*expected, *dropped}, weights)
+    for name, weight in expected.items():
+        if weight.repeats and hparams["tied"] and weight.repeats not in present and name in present:
+            present[weight.repeats] = present.pop(name)  # tied, and saved under the head's name
     if missing := [
         name
         for name, weight in expected.items()
@@ -123,7 +120,7 @@ def model_tensors(
             continue
         weight = expected[name]
         checked = _check(tensor, weight, hparams)
-        if weight.repeats and _same(tensor, present[weight.repeats]):
+        if weight.repeats and not weight.written and _same(tensor, present[weight.repeats]):
             continue
         if weight.only_copy:
             raise SourceError(
@@ -131,6 +128,31 @@ def model_tensors(
                 f"{row.gguf_name} knows no other."
             )
         found.append(checked)
+    # A head that is tied and left out, where llama.cpp's graph does not take the embedding for it.
+    found += [
+        _check(present[weight.repeats], weight, hparams)
+        for name, weight in expected.items()
+        if weight.written and name not in present
+    ]
+    return found
+
+
+def _named(
+    row: Architecture, known: Collection[str], weights: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """Return the text model's tensors under the row's names; a checkpoint of the base model lacks the prefix."""
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in weights.items():
+        if name.startswith(row.drop_under):
+            continue
+        plain = _stripped(name, row)
+        if plain not in known and row.base_prefix + plain in known:
+            plain = row.base_prefix + plain
+        if plain in found:
+            raise SourceError(
+                f"{tensor.file.parent} has the tensors {found[plain].name} and {name}, which are one."
+            )
+        found[plain] = tensor
     return found
 
 

@@ -29,7 +29,7 @@ from ggtool.conversion.tensors import ModelTensor
 from ggtool.conversion.vocab import find_pre_tokenizer, read_tokenizer_json
 from ggtool.errors import OutputError, SourceError
 from ggtool.source.resolve import ModelSource
-from ggtool.source.safetensors import FLOAT_TYPES
+from ggtool.source.safetensors import FLOAT_TYPES, INDEX_NAME, SINGLE_NAME, weight_files
 from ggtool.system.atomic import scratch_file
 from ggtool.system.cache import cache_folder
 from ggtool.system.files import file_sha256
@@ -127,7 +127,8 @@ def convert_to_floats(
                 f"{folder} has {free:,} bytes free and the floats need {n_bytes:,}; free some space, or name "
                 "another folder in GGTOOL_CACHE."
             )
-        with named_folder(source) as model:
+        # The converter takes every file that looks like weights; it gets those that transformers would load.
+        with named_folder(source, _passed_over(source)) as model:
             job = {
                 "model": str(model),
                 "out": str(out),
@@ -176,6 +177,13 @@ def _reason(log: IO[bytes]) -> str:
         line.removeprefix("ERROR:hf-to-gguf:") for line in lines if line.startswith("ERROR:hf-to-gguf:")
     ]
     return (errors or lines[-1:])[0][:400]
+
+
+def _passed_over(source: ModelSource) -> set[str]:
+    """Return the names of weight files that transformers would not load, and of an index that it would not read."""
+    taken = {path.name for path in weight_files(source.folder, allow_pickle=source.allow_pickle)}
+    others = {path.name for path in source.folder.glob("*.safetensors")} - taken
+    return others | ({INDEX_NAME} if others and SINGLE_NAME in taken else set())
 
 
 def _size(path: Path, most: int) -> int:

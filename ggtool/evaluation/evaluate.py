@@ -132,6 +132,7 @@ def _blank_record(what: Plan, target: Target) -> EvalRecord:
         components=target.components,
         artifact=target.path.name,
         artifact_sha256=target.sha256,
+        source_sha256=target.source_sha256,
         model_size=0,
         model_n_params=0,
         bpw=0.0,

@@ -43,7 +43,8 @@ class Target:
     """One format of the model and the files that hold it; `components` is what of it is quantized.
 
     sha256 is that of the GGUF file, the saved model or the checkpoint; empty for a file that is yet to be made, or
-    that could not be, for the reason that `failure` gives.
+    that could not be, for the reason that `failure` gives. source_sha256 is that of the checkpoint it was made of,
+    empty for a GGUF file named by its path.
     """
 
     format: Format
@@ -53,6 +54,7 @@ class Target:
     revision: str
     sha256: str
     failure: str = ""
+    source_sha256: str = ""
 
     @property
     def label(self) -> str:
@@ -120,10 +122,13 @@ def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: 
     recipe = Making(request.calibration, request.calibration_chunks, device, request.threads)
     made = {} if source is None else make_files(source, everything, recipe, progress, dry=dry)
     _refuse_failures(specs, reference, made)
+    targets = tuple(_target(spec, source, made) for spec in specs)
+    compared = None if reference is None else _target(reference, source, made)
+    _refuse_other_weights(targets if compared is None else [compared, *targets])
     return Plan(
         request=request,
-        targets=tuple(_target(spec, source, made) for spec in specs),
-        reference=None if reference is None else _target(reference, source, made),
+        targets=targets,
+        reference=compared,
         text=text,
         tokens=tokens,
         device=device,
@@ -162,13 +167,35 @@ def _target(spec: Spec, source: ModelSource | None, made: Mapping[Spec, MadeFile
     # Under the name that was typed, a record says how its file was made.
     fmt = replace(spec.what, name=spec.what.name + WITH_IMATRIX) if spec.imatrix else spec.what
     failure = "" if file.failure is None else str(file.failure)
-    return Target(fmt, spec.components, file.path, source.model, source.revision, file.sha256, failure)
+    return Target(
+        fmt, spec.components, file.path, source.model, source.revision, file.sha256, failure, source.sha256
+    )
 
 
 def _saved_target(folder: Path, source: ModelSource | None) -> Target:
     known, facts = saved_format(folder)
     name, revision = (source.model, source.revision) if source else (facts.model, facts.revision)
-    return Target(known, facts.components, folder.resolve(), name, revision, folder_sha256(folder))
+    return Target(
+        known,
+        facts.components,
+        folder.resolve(),
+        name,
+        revision,
+        folder_sha256(folder),
+        "",
+        facts.source_sha256,
+    )
+
+
+def _refuse_other_weights(targets: Sequence[Target]) -> None:
+    """Refuse formats that were made of different checkpoints: what differed would not be the format."""
+    first = next((target for target in targets if target.source_sha256), None)
+    for target in targets:
+        if first and target.source_sha256 and target.source_sha256 != first.source_sha256:
+            raise MeasureError(
+                f"{target.path} was made of another checkpoint (sha256 {target.source_sha256[:12]}) than {first.path} "
+                f"({first.source_sha256[:12]}): make it anew, or measure the two apart."
+            )
 
 
 def _with_saved_model(request: EvalRequest) -> EvalRequest:

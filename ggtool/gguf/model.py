@@ -97,7 +97,7 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def _parts(path: Path, header: GGUFHeader) -> tuple[Path, ...]:
-    stem, number, count = path.name[:-20], header.metadata.get("split.no"), header.n_parts
+    stem, count = path.name[:-20], header.n_parts
     names = [f"{stem}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
     if path.name not in names:
         raise ArtifactError(
@@ -105,7 +105,9 @@ def _parts(path: Path, header: GGUFHeader) -> tuple[Path, ...]:
             f"NAME-00001-of-{count:05d}.gguf; rename them back."
         )
     if path.name != names[0]:
-        raise ArtifactError(f"{path} is part {number!r} of {count}, counted from 0; open {names[0]}.")
+        raise ArtifactError(
+            f"{path} is part {names.index(path.name) + 1} of {count} of a model; open the first, {names[0]}."
+        )
     if missing := [name for name in names if not (path.parent / name).exists()]:
         raise ArtifactError(f"{path} lacks {len(missing)} of its {count} parts, the first is {missing[0]}.")
     return tuple(path.parent / name for name in names)

@@ -8,6 +8,7 @@ would fill what is missing with random numbers.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ggtool.errors import SourceError
 from ggtool.quantizers.quiet import quiet_and_offline
 from ggtool.quantizers.saved_folder import CONFIG_KEY, CONFIG_NAME, is_quantized_folder
-from ggtool.source.safetensors import FLOAT_TYPES, LazyTensor, open_checkpoint
+from ggtool.source.names import renamings
+from ggtool.source.quantized import quantization
+from ggtool.source.safetensors import ADAPTER_NAME, FLOAT_TYPES, LazyTensor, open_checkpoint
 from ggtool.system.files import read_json
 
 Device = Literal["cpu", "cuda"]
@@ -32,6 +35,8 @@ Device = Literal["cpu", "cuda"]
 _BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$")
 # Parameter -> its name in checkpoints, where transformers renames one while it loads.
 _IN_FILES: Mapping[str, str] = MappingProxyType({"lm_head.weight": "embed_out.weight"})
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "embed_in.weight")
 # What transformers raises when a checkpoint and its config do not fit, are damaged or need foreign code.
 _LOADER_ERRORS = (
     OSError,
@@ -55,15 +60,46 @@ def read_config(folder: Path) -> PreTrainedConfig:
         refuse_quantized(folder)
     with _explained(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if is_ours:
-        del config.quantization_config  # transformers does not know this method
+    if hasattr(config, CONFIG_KEY):
+        # Ours, or left over beside float weights: transformers is not asked to quantize.
+        del config.quantization_config
+    if not is_ours and has_own_head(folder):
+        config.tie_word_embeddings = config.get_text_config(decoder=True).tie_word_embeddings = False
     return config
 
 
 def refuse_quantized(folder: Path) -> None:
     """Raise SourceError if the checkpoint in `folder` is quantized."""
-    if CONFIG_KEY in read_json(folder / CONFIG_NAME):
+    config = read_json(folder / CONFIG_NAME)
+    if config.get(CONFIG_KEY) is None:
+        return
+    if is_quantized_folder(folder) or quantization(config, open_checkpoint(folder).values()) == "quantized":
         raise SourceError(f"{folder} is quantized already; start from the original checkpoint.")
+
+
+def has_own_head(folder: Path) -> bool:
+    """Whether the checkpoint holds an output head that differs from its embedding, which transformers then never ties."""
+    tensors = open_checkpoint(folder)
+    heads = [tensor for name, tensor in tensors.items() if name.endswith(_HEADS)]
+    embeddings = [tensor for name, tensor in tensors.items() if name.endswith(_EMBEDDINGS)]
+    if len(heads) != 1 or len(embeddings) != 1 or heads[0].shape != embeddings[0].shape:
+        return False
+    if heads[0].dtype == embeddings[0].dtype:
+        return not np.array_equal(heads[0].raw, embeddings[0].raw)
+    return not np.array_equal(heads[0].float32(), embeddings[0].float32())
+
+
+@contextmanager
+def _without_adapter(folder: Path) -> Iterator[Path]:
+    """Yield the folder, or one without the adapter in it, which transformers would load where peft is installed."""
+    if not (folder / ADAPTER_NAME).exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ggtool-") as name:
+        for file in folder.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(name) / file.name).symlink_to(file.resolve())
+        yield Path(name)
 
 
 def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization: Any) -> PreTrainedModel:
@@ -73,10 +109,11 @@ def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization:
     """
     refuse_quantized(folder)
     config = read_config(folder)
-    open_checkpoint(folder)  # names a damaged file in our words
-    with _explained(folder):
+    names = [tensor.name for tensor in open_checkpoint(folder).values()]  # names a damaged file in our words
+    patterns = renamings(names)
+    with _explained(folder), _without_adapter(folder) as plain:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
+            plain,
             config=config,
             dtype=dtype,
             device_map={"": device},
@@ -84,6 +121,7 @@ def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **({"key_mapping": dict(patterns)} if patterns else {}),
             **quantization,
         )
     unused = [name for name in info["unexpected_keys"] if not _BUFFERS.search(name)]
@@ -163,8 +201,7 @@ def _check_fit(folder: Path, stored: list[LazyTensor], shape: tuple[int, ...]) -
     for other in stored[1:]:
         if not np.array_equal(other.raw, first.raw):
             raise SourceError(
-                f"{folder} holds different {first.name} and {other.name}, which its config says are one; "
-                "set tie_word_embeddings to false in config.json if they are two."
+                f"{folder} holds different {first.name} and {other.name}, which are one in the model."
             )
 
 

@@ -28,7 +28,7 @@ from ggtool.quantizers import QUANTIZERS, QuantizedTensor, Quantizer, load_attri
 from ggtool.quantizers.linear import PackedMatrix, QuantizedEmbedding, QuantizedLinear
 from ggtool.quantizers.matrices import Matrix, find_matrices
 from ggtool.quantizers.packed import fill, install
-from ggtool.quantizers.pretrained import Device, refuse_misfits, skeleton
+from ggtool.quantizers.pretrained import Device, has_own_head, refuse_misfits, skeleton
 from ggtool.quantizers.saved_folder import (
     CONFIG_KEY,
     CONFIG_NAME,
@@ -62,6 +62,8 @@ def save_quantized(
     tensors, matrices = _tensors(model)
     facts = replace(facts, versions=_versions(), matrices=matrices)
     config = {**read_json(original / CONFIG_NAME), CONFIG_KEY: facts.to_json()}
+    if has_own_head(original):
+        config["tie_word_embeddings"] = False  # what the original's config left unsaid
     with atomic_folder(path, force=force, is_ours=is_quantized_folder) as folder:
         save_file(tensors, folder / SINGLE_NAME, metadata={"format": "pt"})
         for name in TOKENIZER_FILES:

@@ -1,6 +1,6 @@
 """Which records of a store a report is about: those whose numbers may stand beside each other.
 
-The same model, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same
+The same model and weights, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same
 protocol and the same tokens scored. Of each format the newest record counts. The newest of all that nothing failed in
 says which model and text that are.
 """
@@ -80,6 +80,9 @@ def choose_subject(records: Iterable[EvalRecord], model: str | None = None) -> S
 
 
 def _is_comparable(record: EvalRecord, guide: EvalRecord) -> bool:
+    sources = {record.source_sha256, guide.source_sha256} - {""}
+    if len(sources) > 1:  # two checkpoints of one name
+        return False
     return _place(record) == _place(guide) and _same_gpu(record, guide) and _scores_alike(record, guide)
 
 

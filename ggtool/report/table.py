@@ -80,6 +80,11 @@ def _caption(records: Sequence[EvalRecord]) -> str:
             f"{measured.model} on {measured.corpus}: protocol {ppl.protocol}, {ppl.n_chunks} chunks of {ppl.n_ctx}, "
             f"{ppl.n_tokens} tokens scored; {measured.environment['device']}, {measured.environment['threads']} threads"
         )
+    if any(record.source_sha256 for record in records):
+        made_of = sorted({record.source_sha256[:12] for record in records if record.source_sha256})
+        unknown = [record.label for record in records if not record.source_sha256]
+        silent = f"; {', '.join(unknown)} does not say of which" if unknown else ""
+        lines.append(f"made of the checkpoint with the sha256 {', '.join(made_of)}{silent}")
     compared = next((record.divergence for record in records if record.divergence), None)
     if compared:
         lines.append(f"KLD (mean, nats) and same top: against {compared.reference} on the same tokens")

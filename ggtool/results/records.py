@@ -168,7 +168,8 @@ class EvalRecord:
 
     model_size is what the loaded model holds (`Footprint.weights_bytes`), bpw = 8 * model_size /
     model_n_params. modules_quantized of modules_total shows a quantizer that silently skipped everything.
-    text_sha256 and tokens_sha256 pin the corpus and the ids that every format was given. keys: task ->
+    text_sha256 and tokens_sha256 pin the corpus and the ids that every format was given. source_sha256 is that of the
+    checkpoint (`ModelSource.sha256`) that the format was made of; empty for a GGUF file, which does not say. keys: task ->
     `ggtool.evaluation.record_keys`' hash of all that its numbers depend on.
     """
 
@@ -193,6 +194,7 @@ class EvalRecord:
     environment: Mapping[str, str]
     test_time: str
     failure: str = ""
+    source_sha256: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ggtool.errors import SourceError, UsageError
-from ggtool.source.safetensors import LazyTensor, open_checkpoint, weight_files
+from ggtool.source.names import prefixes_note
+from ggtool.source.quantized import left_over_note, quantization
+from ggtool.source.safetensors import (
+    LazyTensor,
+    adapter_of,
+    files_note,
+    open_checkpoint,
+    weight_files,
+)
 from ggtool.system.files import content_sha256, read_json
 from ggtool.system.progress import Notify
 
@@ -44,6 +52,8 @@ _UNWANTED = (
 # Long enough for a slow Hub, short enough to say soon that there is none.
 _HUB_TIMEOUT_S = 10.0
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# How the Hub's cache keeps a repo: models--OWNER--NAME/snapshots/COMMIT.
+_SNAPSHOT = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,20 @@ class ModelSource:
         return open_checkpoint(self.folder, allow_pickle=self.allow_pickle)
 
     @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the folder was read; nothing yet for one that cannot be."""
+        try:
+            if weight_files(self.folder, allow_pickle=self.allow_pickle)[0].suffix == ".bin":
+                return ()  # opening it would import torch
+            names = [tensor.name for tensor in self.weights.values()]
+            found = [files_note(self.folder), prefixes_note(names)]
+            if quantization(self.config, self.weights.values()) == "left over":
+                found.append(left_over_note(self.config))
+        except SourceError:
+            return ()
+        return tuple(note for note in found if note)
+
+    @cached_property
     def sha256(self) -> str:
         """One sha256 over everything that decides the weights and the vocabulary; reads every byte once."""
         names = (
@@ -93,11 +117,19 @@ class ModelSource:
 
 
 def from_folder(folder: Path) -> ModelSource:
-    """Use the checkpoint in `folder`; SourceError if it has no config.json."""
+    """Use the checkpoint in `folder`, which a snapshot in the Hub's cache names after its repo.
+
+    Raises SourceError if it has no config.json.
+    """
     if not (folder / "config.json").exists():
+        if adapter := adapter_of(folder):
+            raise SourceError(adapter)
         raise SourceError(f"{folder} holds no config.json, so it is no Hugging Face checkpoint.")
-    name = folder.resolve().name
-    return ModelSource(name, name, "", folder)
+    whole = folder.resolve()
+    if snapshot := _SNAPSHOT.search(str(whole)):
+        repo_id = snapshot["repo"].replace("--", "/")
+        return ModelSource(repo_id.rpartition("/")[2], repo_id, snapshot["commit"], folder)
+    return ModelSource(whole.name, whole.name, "", folder)
 
 
 def bundled() -> ModelSource:
@@ -122,7 +154,10 @@ def resolve(
     Raises UsageError for a name that can be none of them, SourceError when it cannot be had.
     """
     found = _find(model, revision, notify, allow_pickle=allow_pickle)
-    return replace(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    source = replace(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    for note in source.notes:
+        notify(note)
+    return source
 
 
 def _find(model: str | None, revision: str | None, notify: Notify, *, allow_pickle: bool) -> ModelSource:

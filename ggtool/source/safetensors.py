@@ -21,11 +21,13 @@ import numpy.typing as npt
 from numpy.lib.array_utils import byte_bounds
 
 from ggtool.errors import SourceError
+from ggtool.source.names import rename
 from ggtool.system.files import describe_impostor, read_json, what_it_is
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_NAME = "adapter_config.json"
 
 # The safetensors format caps its own header here.
 _MAX_HEADER_BYTES = 100_000_000
@@ -42,6 +44,13 @@ _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "I8": np.dtype("i1"),
         "U8": np.dtype("u1"),
         "BOOL": np.dtype("?"),
+        # Held as the bytes they are, so that a checkpoint of them can be named as quantized.
+        "U16": np.dtype("<u2"),
+        "U32": np.dtype("<u4"),
+        "U64": np.dtype("<u8"),
+        "F8_E4M3": np.dtype("u1"),
+        "F8_E5M2": np.dtype("u1"),
+        "F8_E8M0": np.dtype("u1"),
     }
 )
 FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -97,42 +106,77 @@ def widen(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, LazyTensor]:
-    """Map every tensor of the checkpoint in `folder`: shard by shard, in each by name.
+    """Map every tensor of the checkpoint in `folder`, under the model's own names: shard by shard, in each by name.
 
     Raises SourceError when there is no safetensors file, a shard is missing or a header lies.
     """
-    tensors: dict[str, LazyTensor] = {}
+    found: dict[str, LazyTensor] = {}
     for file in weight_files(folder, allow_pickle=allow_pickle):
         for tensor in _open_pickle(file) if file.suffix == ".bin" else _open_file(file):
-            if tensor.name in tensors:
+            if tensor.name in found:
                 raise SourceError(
-                    f"tensor {tensor.name} is in {tensors[tensor.name].file.name} and in {file.name}."
+                    f"tensor {tensor.name} is in {found[tensor.name].file.name} and in {file.name}."
                 )
-            tensors[tensor.name] = tensor
+            found[tensor.name] = tensor
+    tensors: dict[str, LazyTensor] = {}
+    for name, own in rename(found).items():
+        if own in tensors:
+            raise SourceError(f"{folder} holds {tensors[own].name} and {name}, which are the same tensor.")
+        tensors[own] = found[name]
     return tensors
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
-    """Return the checkpoint's weight files in shard order; SourceError names what is missing.
+    """Return the files that transformers would load, in shard order; SourceError names what is missing.
 
-    Safetensors are taken where there are any; pickles otherwise, and only if `allow_pickle`.
+    The one file comes before an index of shards, and safetensors before pickles, which need `allow_pickle`; a lone
+    safetensors file of another name is taken where there is nothing else. An adapter's weights are no model's.
     """
-    if (folder / INDEX_NAME).exists():
-        return _indexed_files(folder / INDEX_NAME)
     if (folder / SINGLE_NAME).exists():
         return [folder / SINGLE_NAME]
-    lone = sorted(folder.glob("*.safetensors"))
-    if len(lone) == 1:
-        return lone
+    if (folder / INDEX_NAME).exists():
+        return _indexed_files(folder / INDEX_NAME)
     pickles = [folder / name for name in PICKLE_NAMES if (folder / name).exists()]
-    if not pickles:
-        raise SourceError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}.")
-    if not allow_pickle:
+    if pickles and allow_pickle:
+        return [pickles[0]] if pickles[0].suffix == ".bin" else _indexed_files(pickles[0])
+    if pickles:
         raise SourceError(
             f"{folder} holds only a pickle checkpoint, which can run code when opened; save it as safetensors, or "
             "pass --allow-pickle to open its tensors only."
         )
-    return [pickles[0]] if pickles[0].suffix == ".bin" else _indexed_files(pickles[0])
+    lone = [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_")]
+    if len(lone) == 1:
+        return lone
+    if adapter := adapter_of(folder):
+        raise SourceError(adapter)
+    raise SourceError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}.")
+
+
+def adapter_of(folder: Path) -> str:
+    """Say that a folder holds an adapter and no model, and of which base; empty if it holds none."""
+    if not (folder / ADAPTER_NAME).exists() and not any(folder.glob("adapter_model.*")):
+        return ""
+    settings = read_json(folder / ADAPTER_NAME) if (folder / ADAPTER_NAME).exists() else {}
+    base = settings.get("base_model_name_or_path") or "a model that it does not name"
+    kind = settings.get("peft_type") or "LoRA"
+    return (
+        f"{folder} holds a {kind} adapter of {base} and no model of its own: merge the two (peft's merge_and_unload, then "
+        "save_pretrained) and name the folder of the merged model."
+    )
+
+
+def files_note(folder: Path) -> str:
+    """Say which other weights in `folder` are passed over, where they may not be the same ones; or nothing."""
+    if not (folder / SINGLE_NAME).exists():
+        return ""
+    if (folder / INDEX_NAME).exists():
+        return (
+            f"{folder} holds {SINGLE_NAME} and {INDEX_NAME}: {SINGLE_NAME} is taken, as transformers does, and the shards "
+            "are passed over."
+        )
+    if (folder / "adapter_model.safetensors").exists() or (folder / "adapter_model.bin").exists():
+        return f"{folder} holds an adapter beside the model: {SINGLE_NAME} is taken, without the adapter."
+    return ""
 
 
 def _open_pickle(file: Path) -> Iterator[LazyTensor]:

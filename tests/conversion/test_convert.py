@@ -17,7 +17,6 @@ from tiny_models import END_OF_TEXT, N_CTX, N_EMBD, N_LAYER, N_VOCAB, TEXT, buil
 
 from ggtool.conversion.convert import Converted, convert, default_path, plan
 from ggtool.conversion.options import Options
-from ggtool.errors import SourceError
 from ggtool.formats import dense_qtypes, find_qtype
 from ggtool.gguf.header import ArrayRef, read_header
 from ggtool.gguf.model import open_artifact
@@ -324,12 +323,25 @@ def test_authorship_comes_from_the_model_card(tiny_gpt2: Path, tmp_path: Path) -
     assert header.metadata["general.base_model.0.repo_url"] == "https://huggingface.co/openai-community/gpt2"
 
 
-def test_a_card_that_is_no_yaml_is_one_line(tiny_gpt2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("README.md", b"---\nlicense: [mit\ntags: {\n---\n"),
+        ("README.md", b"---\nlicense: mit\xff\n---\n"),
+        ("generation_config.json", b"{"),
+        ("generation_config.json", b'{"temperature": "warm"}'),
+    ],
+)
+def test_what_describes_the_model_and_cannot_be_read_is_a_note(
+    file: str, content: bytes, tiny_gpt2: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_gpt2, tmp_path / "card")
-    (folder / "README.md").write_text("---\nlicense: [mit\ntags: {\n---\n")
-    with pytest.raises(SourceError, match=r"README\.md has front matter that cannot be read") as caught:
-        run(folder, tmp_path, "q8_0")
-    assert "\n" not in str(caught.value)
+    (folder / file).write_bytes(content)
+    made = run(folder, tmp_path, "q8_0")[0]
+    (note,) = made.plan.notes
+    assert "left out" in note or "cannot hold" in note
+    assert "\n" not in note
+    assert tensor_bytes(made.path) == tensor_bytes(run(tiny_gpt2, tmp_path / "plain", "q8_0")[0].path)
 
 
 def test_a_snapshot_of_the_hub_has_the_models_name_and_not_the_commits(

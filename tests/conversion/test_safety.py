@@ -74,7 +74,7 @@ BROKEN_WEIGHTS: dict[str, tuple[Callable[[Weights], None], str]] = {
     "integers": (lambda w: w.update({"ln_f.bias": np.zeros(256, "i4")}), "ln_f.bias is made of I32"),
     "both prefixes": (
         lambda w: w.update({"transformer.ln_f.bias": np.zeros(256, "f4")}),
-        "both with and without the prefix",
+        "transformer.ln_f.bias, which are one",
     ),
     "nan": (put("h.1.mlp.c_proj.weight", np.nan), "tensor h.1.mlp.c_proj.weight holds a NaN"),
     "infinity": (put("wte.weight", -np.inf), "tensor wte.weight holds a NaN or an infinity"),
@@ -102,16 +102,15 @@ def test_a_tensor_that_no_shard_holds_is_one_line_with_their_folder(model: Path,
 
 
 BROKEN_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "no architecture": ({"architectures": [], "model_type": "new"}, "config.json names no architecture"),
-    "another activation": ({"activation_function": "relu"}, "activation_function = 'relu'"),
-    "another scale": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
-    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
-    "no width": ({"n_embd": None}, "n_embd = None, which is no positive whole number"),
-    "a width in words": ({"n_embd": "256"}, "n_embd = '256'"),
+    "no architecture": ({"architectures": [], "model_type": "new"}, "neither architectures nor a model_type"),
+    "another activation": ({"activation_function": "relu"}, 'activation_function = "relu"'),
+    "another scale": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
+    "no width": ({"n_embd": None}, "n_embd = null, and transformers takes none"),
+    "a width in words": ({"n_embd": "256"}, 'n_embd = "256"'),
     "endless blocks": ({"n_layer": 1 << 31}, "promises 2147483648 blocks"),
     "a block too many": ({"n_layer": 3}, "lacks 12 tensors"),
     "a block too few": ({"n_layer": 1}, "has 13 tensors that no gpt2 has"),
-    "no number": ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon = nan"),
+    "no number": ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon = NaN"),
     "another context": ({"n_positions": 64}, "wpe.weight has the shape (128, 256)"),
     "a smaller embedding": ({"vocab_size": 500}, "wte.weight has the shape (512, 256)"),
 }

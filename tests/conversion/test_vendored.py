@@ -46,7 +46,7 @@ convert(from_folder(Path(sys.argv[1])), [find_qtype("q8_0")], lambda row: Path(s
 @pytest.fixture
 def model(tiny_gpt2: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(tiny_gpt2, tmp_path / "models" / "tiny-new")
-    edit(folder / "config.json", architectures=[NAME])
+    edit(folder / "config.json", architectures=[NAME], model_type="new")
     return folder
 
 
@@ -165,7 +165,7 @@ def test_an_architecture_that_nobody_knows_is_one_line(
     model: Path, llama_cpp: Callable[[str], Path], tmp_path: Path
 ) -> None:
     llama_cpp("")
-    edit(model / "config.json", architectures=["OtherModel"])
+    edit(model / "config.json", architectures=["OtherModel"], model_type="other")
     with pytest.raises(SourceError, match="OtherModel cannot be converted, neither by ggtool nor by llama"):
         run(model, tmp_path / "out", "q8_0")
 

@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hub_server import COMMIT, hub
 
@@ -241,3 +243,92 @@ def test_a_single_safetensors_file_is_its_folders_checkpoint(tiny_gpt2: Path, tm
         resolve(str(other), None, notes().append)
     with pytest.raises(SourceError, match=r"holds no config\.json"):
         resolve(shutil.move(other, tmp_path / "lone.safetensors"), None, notes().append)
+
+
+def test_one_folder_holds_one_set_of_weights_for_every_format(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """A stale index and old shards beside a newer file: all take the file, as transformers does, and it is said."""
+    from safetensors.numpy import load_file, save_file
+
+    from ggtool.conversion.convert import convert
+    from ggtool.formats import find_qtype
+    from ggtool.quantizers.pretrained import load_float, match_tensors, skeleton
+
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "two")
+    old = {name: 3 * array for name, array in load_file(folder / "model.safetensors").items()}
+    save_file(old, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(old, "model-00001-of-00001.safetensors")}))
+    said: list[str] = []
+    source = resolve(str(folder), None, said.append)
+    (note,) = said
+    assert "model.safetensors is taken, as transformers does" in note
+    new = load_file(tiny_gpt2 / "model.safetensors")["wte.weight"]
+    import torch
+
+    assert np.array_equal(
+        load_float(folder, torch.float32, "cpu").transformer.wte.weight.detach().numpy(), new
+    )
+    assert np.array_equal(match_tensors(folder, skeleton(folder))["transformer.wte.weight"].float32(), new)
+    made, plain = (
+        convert(one, [find_qtype("f32")], lambda _, name=name: tmp_path / f"{name}.gguf")[0].path.read_bytes()
+        for name, one in (("two", source), ("plain", replace(from_folder(tiny_gpt2), name="two")))
+    )
+    assert made == plain
+    before = source.sha256
+    (folder / "model-00001-of-00001.safetensors").unlink()
+    assert from_folder(folder).sha256 == before
+
+
+def test_an_adapter_is_named_with_its_base(tiny_gpt2: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "someone/base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    (adapter / "adapter_model.safetensors").write_bytes((tiny_gpt2 / "model.safetensors").read_bytes())
+    with pytest.raises(SourceError, match="holds a LORA adapter of someone/base and no model of its own"):
+        resolve(str(adapter), None, notes().append)
+    shutil.copy(tiny_gpt2 / "config.json", adapter)
+    with pytest.raises(SourceError, match="adapter of someone/base"):
+        from_folder(adapter).weights  # noqa: B018
+    shutil.copy(tiny_gpt2 / "model.safetensors", adapter)
+    said: list[str] = []
+    resolve(str(adapter), None, said.append)
+    assert "without the adapter" in said[0]
+
+
+def test_a_snapshot_in_the_hubs_cache_has_the_repos_name(tiny_gpt2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--someone--some-model" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(tiny_gpt2, folder)
+    source = from_folder(folder)
+    assert (source.name, source.model, source.revision) == ("some-model", "someone/some-model", folder.name)
+
+
+def test_a_null_is_no_quantization(tiny_gpt2: Path, tmp_path: Path) -> None:
+    import torch
+
+    from ggtool.quantizers.pretrained import load_float
+
+    for settings in (None, {"quant_method": "bitsandbytes", "load_in_4bit": True}):
+        folder = shutil.copytree(tiny_gpt2, tmp_path / str(settings is None))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+        loaded = load_float(folder, torch.float32, "cpu").transformer.h[0].mlp.c_fc.weight
+        assert torch.equal(
+            loaded, load_float(tiny_gpt2, torch.float32, "cpu").transformer.h[0].mlp.c_fc.weight
+        )
+
+
+def test_prefixes_are_stripped_for_transformers_too(tiny_gpt2: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.numpy import load_file, save_file
+
+    from ggtool.quantizers.pretrained import load_float
+
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "wrapped")
+    weights = load_file(folder / "model.safetensors")
+    wrapped = {f"module._orig_mod.transformer.{name}": array for name, array in weights.items()}
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(
+        load_float(folder, torch.float32, "cpu").transformer.wpe.weight,
+        load_float(tiny_gpt2, torch.float32, "cpu").transformer.wpe.weight,
+    )

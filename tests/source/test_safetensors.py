@@ -167,15 +167,57 @@ def test_an_index_may_not_point_outside_its_folder(name: str, tmp_path: Path) ->
 
 
 def test_which_files_are_the_weights(tmp_path: Path) -> None:
+    """Those that transformers would load, and a lone file of another name where it would load none."""
+
+    def index(name: str, *shards: str) -> None:
+        weight_map = {f"t{number}": shard for number, shard in enumerate(shards)}
+        (tmp_path / name).write_text(json.dumps({"weight_map": weight_map}))
+
     with pytest.raises(SourceError, match=r"no model\.safetensors"):
         weight_files(tmp_path)
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "model.fp16.safetensors").touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.fp16.safetensors"]
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(SourceError, match="only a pickle checkpoint"):
         weight_files(tmp_path)
-    (tmp_path / "lone.safetensors").touch()
-    assert weight_files(tmp_path) == [tmp_path / "lone.safetensors"]
+    assert weight_files(tmp_path, allow_pickle=True) == [tmp_path / "pytorch_model.bin"]
+    index("pytorch_model.bin.index.json", "a.bin")
+    assert weight_files(tmp_path, allow_pickle=True) == [tmp_path / "pytorch_model.bin"]
+    (tmp_path / "a.safetensors").touch()
+    index("model.safetensors.index.json", "a.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / "a.safetensors"]
+    (tmp_path / "consolidated.safetensors").touch()
+    assert weight_files(tmp_path, allow_pickle=True) == [tmp_path / "a.safetensors"]
     (tmp_path / "model.safetensors").touch()
     assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    (tmp_path / "a.safetensors").unlink()  # a stale index is not asked
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "own"),
+    [
+        ("_orig_mod.h.0.ln_1.bias", "h.0.ln_1.bias"),
+        ("module.h.0.ln_1.bias", "h.0.ln_1.bias"),
+        ("transformer._orig_mod.h.0.ln_1.bias", "transformer.h.0.ln_1.bias"),
+        ("_fsdp_wrapped_module.h.0._fsdp_wrapped_module.ln_1.bias", "h.0.ln_1.bias"),
+        ("model.model.layers.0.x", "model.layers.0.x"),
+        ("model.transformer.h.0.x", "transformer.h.0.x"),
+        ("model.layers.0.x", "model.layers.0.x"),
+        ("model.language_model.layers.0.x", "model.language_model.layers.0.x"),
+    ],
+)
+def test_names_are_the_models_own(stored: str, own: str, tmp_path: Path) -> None:
+    save_file({stored: WEIGHTS["a"]}, tmp_path / "model.safetensors")
+    (name,) = open_checkpoint(tmp_path)
+    assert name == own
+
+
+def test_two_names_for_one_tensor_are_one_line(tmp_path: Path) -> None:
+    save_file({"module.a": WEIGHTS["a"], "a": WEIGHTS["a"]}, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=r"(module\.)?a and (module\.)?a, which are the same tensor"):
+        open_checkpoint(tmp_path)
 
 
 def test_hashes_follow_every_byte(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import count_params, load_float, read_config, skeleton
 from ggtool.quantizers.saved_folder import is_quantized_folder
 from ggtool.quantizers.saving import load_quantized
+from ggtool.source.chat_template import default_chat_template
 from ggtool.system.files import read_json
 from ggtool.system.machine import NO_CUDA
 
@@ -162,12 +163,7 @@ class HuggingFaceBackend:
     @property
     def chat_template(self) -> str | None:
         """The template beside the checkpoint, or the one in its tokenizer's config."""
-        path = self._folder / "chat_template.jinja"
-        if path.exists():
-            return path.read_text(encoding="utf-8", errors="replace")
-        config = self._folder / "tokenizer_config.json"
-        template = read_json(config).get("chat_template") if config.exists() else None
-        return template if isinstance(template, str) else None
+        return default_chat_template(self._folder)
 
     @property
     def description(self) -> str:

@@ -9,8 +9,8 @@ any permutation whose last axis is the row is one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,28 +22,29 @@ Array = npt.NDArray[Any]
 View = Callable[[Array, Hparams], Array]
 
 FLOAT, BOOL, STRING = GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STRING
+FLAGS = GGUFValueType.ARRAY  # a list of true and false, one for each block
 
 
 @dataclass(frozen=True)
 class Hparam:
-    """A hyperparameter: where it comes from and goes to.
+    """A hyperparameter: where it comes from and where it goes.
 
     Attributes:
         key: its GGUF key; empty for one that is not written.
-        config: the keys of `config.flatten` that may hold it, the first present wins.
+        config: the settings (`config.read_settings`) that may hold it, the first one with a value wins.
         type: the GGUF value's type.
-        default: when config.json is silent: an expression for a whole number, a number or a flag as it is, or a
-            function of the hyperparameters before it and the config; an empty expression means that there is none.
-        optional: without a value it is left out, and nothing may use it.
-        least: the smallest value that makes sense.
-        when: (a key of the config, values): only with one of these is it read and written.
+        default: its value where no setting has one: an expression for a whole number, a number or a flag as it is, or a
+            function of the hyperparameters before it and the settings; an empty expression means that there is none.
+        optional: left out where it has no value; nothing may use it then.
+        least: the smallest value allowed.
+        when: (a setting, values): it is read and written only with one of these.
 
     """
 
     key: str
     config: tuple[str, ...]
     type: GGUFValueType = GGUFValueType.UINT32
-    default: str | float | bool | Callable[[Hparams, Mapping[str, Any]], float] = ""
+    default: str | float | bool | Callable[[Hparams, Mapping[str, Any]], Any] = ""
     optional: bool = False
     least: float = 1
     when: tuple[str, tuple[Any, ...]] | None = None
@@ -64,7 +65,8 @@ class Weight:
         view: turns the stored array into it.
         repeats: the tensor of which it may be a copy, for a head that may be tied to the embedding. A copy is not
             written; an absent one is right when the config ties them.
-        only_copy: llama.cpp knows no head of its own here, so that another one cannot be written.
+        only_copy: llama.cpp's graph has no head of its own here, so a head that differs cannot be written.
+        written: llama.cpp's graph needs this tensor even when it is a copy.
         plus: a number added to every element.
         when: the name of a flag among the hyperparameters: without it, the tensor must be absent.
 
@@ -75,6 +77,7 @@ class Weight:
     view: View = as_stored
     repeats: str = ""
     only_copy: bool = False
+    written: bool = False
     plus: float = 0.0
     when: str = ""
 
@@ -89,33 +92,77 @@ def no_objection(_hparams: Hparams, _config: Mapping[str, Any]) -> str:
     return ""
 
 
+def no_notes(_hparams: Hparams, _settings: Mapping[str, Any]) -> Sequence[str]:
+    """Note nothing."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeKeys:
+    """Where a config class of transformers looks for its rotary settings.
+
+    Attributes:
+        theta, default_theta: the key beside `rope_parameters` that holds the base, and the base without one.
+        partial, default_partial: the same of the part of a head that is rotated; no default where the class has none.
+        renamed: kinds that the class takes for another one.
+        by_layer: full and sliding layers have settings of their own, the sliding ones' base in `local_theta`.
+        factors: llama.cpp's graph takes a factor for each rotated pair, which can say every kind.
+
+    """
+
+    theta: str = "rope_theta"
+    default_theta: float = 10000.0
+    partial: str = "partial_rotary_factor"
+    default_partial: float | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    by_layer: bool = False
+    local_theta: str = "rope_local_base_freq"
+    default_local_theta: float = 10000.0
+    factors: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One architecture; {} in a tensor's name is the block index.
 
     Attributes:
         gguf_name: general.architecture.
-        hparams: name used in expressions -> where it comes from and goes to; in the order GGUF lists them.
+        defaults: the keys of config.json that are read and transformers' own default for each.
+        nullable: the keys among them that may be null; any other null is an error, as it is in transformers.
+        renamed: other names that transformers takes for a key; they win over the key itself.
+        nested: the settings lie in `text_config`, beside an image encoder's.
+        rope: where rotary settings are; None for learned positions.
+        hparams: name used in expressions -> where it comes from and where it goes; in the order GGUF lists them.
         tensors: name in the checkpoint -> what becomes of it.
         drop: tensors in the checkpoint that are no weights.
         drop_under: name prefixes of tensors that belong to another part of the model, an image encoder.
         strip: pieces of name that checkpoints of some ages have and others have not.
-        fixed: config keys whose value llama.cpp's graph has built in -> the values it agrees with;
-            a checkpoint with another one would run and answer wrongly. An absent key is the default and agrees.
+        base_prefix: what a saved base model's names lack.
+        activation: (setting, the activation that llama.cpp's graph computes); `activations` has those that come close.
+        fixed: settings that llama.cpp's graph has built in -> the values it agrees with.
         objection: what else llama.cpp's graph would get wrong, in words, or nothing.
-        computed: tensors that follow from the config, by GGUF name; they come first.
+        notes: where llama.cpp's graph gives other results than transformers under conditions a user can avoid.
+        computed: tensors that follow from the settings, by GGUF name; they come first.
         vocabulary: which of upstream's conventions the vocabulary follows.
 
     """
 
     gguf_name: str
+    defaults: Mapping[str, Any]
+    nullable: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    nested: bool = False
+    rope: RopeKeys | None = None
     hparams: Mapping[str, Hparam]
     tensors: Mapping[str, Weight]
     drop: tuple[str, ...] = ()
     drop_under: tuple[str, ...] = ()
     strip: tuple[str, ...] = ()
-    fixed: Mapping[str, tuple[Any, ...]]
+    base_prefix: str = "model."
+    activation: tuple[str, str]
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     objection: Callable[[Hparams, Mapping[str, Any]], str] = no_objection
+    notes: Callable[[Hparams, Mapping[str, Any]], Sequence[str]] = no_notes
     computed: Callable[[Hparams, Mapping[str, Any]], Mapping[str, npt.NDArray[np.float32]]] = nothing
     vocabulary: Literal["plain", "llama", "gemma", "phi3"] = "plain"
 

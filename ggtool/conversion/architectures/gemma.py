@@ -9,7 +9,18 @@ from typing import Any
 from gguf.constants import Keys
 
 from ggtool.conversion.architectures import common
-from ggtool.conversion.architectures.architecture import FLOAT, Architecture, Hparam, Hparams, Weight
+from ggtool.conversion.architectures.architecture import (
+    FLAGS,
+    FLOAT,
+    Architecture,
+    Hparam,
+    Hparams,
+    RopeKeys,
+    Weight,
+)
+from ggtool.conversion.architectures.rope import spelled
+
+Settings = Mapping[str, Any]
 
 _NORMS = {
     "input_layernorm.weight": Weight("attn_norm.weight", "n_embd", plus=1),
@@ -24,89 +35,189 @@ _QK_NORMS = {
 _OUTER = {
     **common.OUTER,
     "model.norm.weight": Weight("output_norm.weight", "n_embd", plus=1),
-    "lm_head.weight": replace(common.OUTER["lm_head.weight"], only_copy=True),
 }
-_HEAD_DIM = {name: replace(hparam, default=256) for name, hparam in common.HEAD_DIM.items()}
-_FIXED = {
-    "hidden_activation": ("gelu_pytorch_tanh",),
-    "attention_bias": (False,),
-    "use_bidirectional_attention": (False,),
+_FIXED = {"attention_bias": (False,), "use_bidirectional_attention": (False,)}
+_DEFAULTS = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
 }
-# The largest of either family scales queries by the width of the model over its heads; it is known by its depth.
+# The largest of either family scales queries by the width of the model over its heads; llama.cpp knows it by its depth.
 _LARGEST = {"gemma2": 46, "gemma3": 62}
+# One block in so many attends to the whole text.
+_PERIOD = {"gemma2": 2, "gemma3": 6}
+# llama.cpp's graph always bounds these; with a bound so far away, the tanh is the number itself to the last bit.
+_NO_CAP = float(1 << 20)
 
 
-def _objection(every: int, name: str, hparams: Hparams, config: Mapping[str, Any]) -> str:
-    """Say which query scale or pattern of windows differs from the one built into llama.cpp's graph."""
+def _windows(name: str, hparams: Hparams, settings: Settings) -> list[bool]:
+    """Return which blocks have a sliding window."""
+    kinds = settings["layer_types"]
+    if kinds is not None:
+        return [kind == "sliding_attention" for kind in kinds]
+    period = int(hparams.get("period", _PERIOD[name]))
+    return [bool(number % period) for number in range(1, int(hparams["n_layer"]) + 1)]
+
+
+def _other_windows(name: str, hparams: Hparams, settings: Settings) -> list[bool] | None:
+    """Return them where they differ from llama.cpp's own pattern. It has no graph for windows on no block."""
+    found = _windows(name, hparams, settings)
+    usual = [bool(number % _PERIOD[name]) for number in range(1, len(found) + 1)]
+    return found if any(found) and found != usual else None
+
+
+def _gemma2_window(hparams: Hparams, settings: Settings) -> int | None:
+    # A window as long as the context is none.
+    windows = _windows("gemma2", hparams, settings)
+    return settings["sliding_window"] if any(windows) else int(hparams["n_ctx"])
+
+
+def _gemma3_window(hparams: Hparams, settings: Settings) -> int | None:
+    return settings["sliding_window"] if any(_windows("gemma3", hparams, settings)) else None
+
+
+def _pattern(name: str) -> dict[str, Hparam]:
+    return {
+        "windows": Hparam(
+            Keys.Attention.SLIDING_WINDOW_PATTERN,
+            (),
+            FLAGS,
+            default=lambda hparams, settings: _other_windows(name, hparams, settings),
+            optional=True,
+        )
+    }
+
+
+def _objection(name: str, hparams: Hparams, settings: Settings) -> str:
+    """Say which setting differs from what is built into llama.cpp's graph."""
     largest = hparams["n_layer"] == _LARGEST[name]
     scale = hparams["n_embd"] // hparams["n_head"] if largest else hparams["head_dim"]
-    if config.get("query_pre_attn_scalar", 256) != scale:
-        return f"query_pre_attn_scalar = {config.get('query_pre_attn_scalar', 256)!r} and not {scale}"
-    kinds = config.get("layer_types")
-    period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", every))
-    full = [number % every == 0 for number in range(1, int(hparams["n_layer"]) + 1)]
-    if period != every or (kinds is not None and [kind == "full_attention" for kind in kinds] != full):
-        return f"another order of full and sliding attention than one full block in {every}"
-    return ""
+    if settings["query_pre_attn_scalar"] != scale:
+        return f"query_pre_attn_scalar = {settings['query_pre_attn_scalar']!r} and not {scale}"
+    kinds = settings["layer_types"]
+    if kinds is not None and not set(kinds) <= {"full_attention", "sliding_attention"}:
+        return f"layer_types = {kinds!r}"
+    return common.plain_rope_objection(hparams, settings)
+
+
+def _gemma3_objection(hparams: Hparams, settings: Settings) -> str:
+    if settings["rope.type"] == "yarn" and "rope_attention" in hparams:
+        key = "mscale" if settings.get("rope.attention_factor") is None else "attention_factor"
+        return f"{spelled(f'rope.{key}', settings)} for full blocks alone"
+    return _objection("gemma3", hparams, settings)
 
 
 GEMMA2 = Architecture(
     gguf_name="gemma2",
-    # Upstream's own order: the context first.
+    defaults={
+        "vocab_size": 256000,
+        **_DEFAULTS,
+        "max_position_embeddings": 8192,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+        "use_bidirectional_attention": None,
+    },
+    nullable=frozenset({"final_logit_softcapping", "attn_logit_softcapping"}),
+    rope=RopeKeys(),
+    # Upstream's own order, the context first; what it does not write comes last.
     hparams={
         **{
             name: common.SIZES[name] for name in ("n_ctx", "n_embd", "n_layer", "n_ff", "n_head", "n_head_kv")
         },
         **common.RMS_EPS,
-        **_HEAD_DIM,
+        **common.HEAD_DIM,
         **common.FILE_TYPE,
-        "attn_cap": Hparam(Keys.LLM.ATTN_LOGIT_SOFTCAPPING, ("attn_logit_softcapping",), FLOAT, default=50.0),
-        "final_cap": Hparam(
-            Keys.LLM.FINAL_LOGIT_SOFTCAPPING, ("final_logit_softcapping",), FLOAT, default=30.0
+        "attn_cap": Hparam(
+            Keys.LLM.ATTN_LOGIT_SOFTCAPPING, ("attn_logit_softcapping",), FLOAT, default=_NO_CAP
         ),
-        "n_window": Hparam(Keys.Attention.SLIDING_WINDOW, ("sliding_window",), default=4096),
+        "final_cap": Hparam(
+            Keys.LLM.FINAL_LOGIT_SOFTCAPPING, ("final_logit_softcapping",), FLOAT, default=_NO_CAP
+        ),
+        "n_window": Hparam(Keys.Attention.SLIDING_WINDOW, (), default=_gemma2_window),
         **common.VOCAB,
-        **common.tied(default=True),
+        **common.TIED,
+        **common.ROPE,
+        "rope_base": replace(
+            common.ROPE["rope_base"],
+            config=(),
+            default=lambda _, settings: None if settings["rope.theta"] == 10000 else settings["rope.theta"],
+            optional=True,
+        ),
+        **_pattern("gemma2"),
     },
     tensors={
         **_OUTER,
+        "lm_head.weight": replace(common.OUTER["lm_head.weight"], only_copy=True),
         **common.in_blocks("model.layers.{}.", {**_NORMS, **common.projections(), **common.GATED}),
     },
-    # llama.cpp has no key of it to read here, and its own default is the one all Gemma 2 have.
-    fixed={
-        **_FIXED,
-        "rope.type": ("default",),
-        "rope.theta": (10000, 10000.0),
-        "tie_word_embeddings": (True,),
-    },
-    objection=lambda hparams, config: _objection(2, "gemma2", hparams, config),
+    activation=("hidden_activation", "gelu_pytorch_tanh"),
+    fixed={**_FIXED, "rope.type": common.ROPE_TYPES},
+    objection=lambda hparams, settings: _objection("gemma2", hparams, settings),
+    notes=common.rope_notes,
     vocabulary="gemma",
 )
 
-_DEFAULTS = {"n_layer": 26, "n_ctx": 131072, "n_embd": 2304, "n_ff": 9216, "n_head": 8, "n_head_kv": 4}
-
 GEMMA3 = Architecture(
     gguf_name="gemma3",
+    defaults={
+        "vocab_size": 262208,
+        **_DEFAULTS,
+        "max_position_embeddings": 131072,
+        "final_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+        "sliding_window_pattern": 6,
+    },
+    nullable=frozenset({"use_bidirectional_attention"}),
+    rope=RopeKeys(by_layer=True, default_theta=1_000_000.0),
     hparams={
-        # The larger ones' config.json, with an image encoder beside the text model, leaves much to the defaults.
-        **{name: replace(hparam, default=_DEFAULTS[name]) for name, hparam in common.SIZES.items()},
+        **common.SIZES,
+        "period": Hparam("", ("sliding_window_pattern",)),
         **common.ROPE,
-        "rope_base": replace(common.ROPE["rope_base"], default=1_000_000.0),
-        "rope_base_window": Hparam(Keys.Rope.FREQ_BASE_SWA, ("rope.local_theta",), FLOAT, default=10000.0),
+        "rope_base_window": Hparam(Keys.Rope.FREQ_BASE_SWA, ("rope.local_theta",), FLOAT),
         **common.RMS_EPS,
-        **_HEAD_DIM,
+        **common.HEAD_DIM,
         **common.FILE_TYPE,
         "final_cap": Hparam(
             Keys.LLM.FINAL_LOGIT_SOFTCAPPING, ("final_logit_softcapping",), FLOAT, optional=True
         ),
-        "n_window": Hparam(Keys.Attention.SLIDING_WINDOW, ("sliding_window",), default=4096),
-        "n_vocab": Hparam("", ("vocab_size",), default=262208),
-        **common.tied(default=True),
+        "n_window": Hparam(Keys.Attention.SLIDING_WINDOW, (), default=_gemma3_window, optional=True),
+        **common.VOCAB,
+        **common.TIED,
+        **_pattern("gemma3"),
     },
     tensors={
         **_OUTER,
         **common.in_blocks(
             "model.layers.{}.", {**_NORMS, **common.projections(), **_QK_NORMS, **common.GATED}
+        ),
+    },
+    activation=("hidden_activation", "gelu_pytorch_tanh"),
+    fixed={**_FIXED, "rope.type": common.ROPE_TYPES, "rope.local_type": ("default", "dynamic")},
+    objection=_gemma3_objection,
+    notes=common.rope_notes,
+    vocabulary="gemma",
+)
+# Beside an image encoder: whether the head is tied is said outside the text model's settings, and transformers bounds
+# no logits.
+GEMMA3_WITH_IMAGES = replace(
+    GEMMA3,
+    nested=True,
+    hparams={
+        **{name: hparam for name, hparam in GEMMA3.hparams.items() if name != "final_cap"},
+        "tied": replace(
+            common.TIED["tied"],
+            config=(),
+            default=lambda _, settings: settings["outer"].get("tie_word_embeddings", True),
         ),
     },
     drop_under=(
@@ -116,12 +227,4 @@ GEMMA3 = Architecture(
         "model.multi_modal_projector.",
     ),
     strip=("language_model.",),
-    fixed={
-        **_FIXED,
-        "rope.type": ("default", "linear"),
-        "rope.local_type": ("default",),
-        "tie_word_embeddings": (True,),
-    },
-    objection=lambda hparams, config: _objection(6, "gemma3", hparams, config),
-    vocabulary="gemma",
 )

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from gguf.constants import Keys
 
-from ggtool.conversion.architectures.architecture import (
-    FLOAT,
-    Architecture,
-    Array,
-    Hparam,
-    Hparams,
-    Weight,
-)
-from ggtool.conversion.architectures.common import tied
+from ggtool.conversion.architectures.architecture import FLOAT, Architecture, Array, Hparam, Hparams, Weight
+from ggtool.conversion.architectures.common import TIED
 
 
 def _transposed(stored: Array, _hparams: Hparams) -> Array:
@@ -22,16 +15,37 @@ def _transposed(stored: Array, _hparams: Hparams) -> Array:
 
 GPT2 = Architecture(
     gguf_name="gpt2",
+    defaults={
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    nullable=frozenset({"n_inner"}),
+    renamed={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     hparams={
         "n_layer": Hparam(Keys.LLM.BLOCK_COUNT, ("n_layer",)),
-        # n_positions is what sizes the position table; only old configs repeat it as n_ctx.
-        "n_ctx": Hparam(Keys.LLM.CONTEXT_LENGTH, ("n_positions", "n_ctx")),
+        # It sizes the table of positions; n_ctx, which old configs repeat it as, is read by nobody.
+        "n_ctx": Hparam(Keys.LLM.CONTEXT_LENGTH, ("n_positions",)),
         "n_embd": Hparam(Keys.LLM.EMBEDDING_LENGTH, ("n_embd",)),
         "n_ff": Hparam(Keys.LLM.FEED_FORWARD_LENGTH, ("n_inner",), default="4*n_embd"),
         "n_head": Hparam(Keys.Attention.HEAD_COUNT, ("n_head",)),
         "norm_eps": Hparam(Keys.Attention.LAYERNORM_EPS, ("layer_norm_epsilon",), FLOAT),
         "n_vocab": Hparam("", ("vocab_size",)),
-        **tied(default=True),
+        **TIED,
     },
     tensors={
         "wte.weight": Weight("token_embd.weight", "n_vocab n_embd"),
@@ -54,9 +68,8 @@ GPT2 = Architecture(
     },
     drop=("h.{}.attn.bias", "h.{}.attn.masked_bias"),
     strip=("transformer.",),
+    activation=("activation_function", "gelu_pytorch_tanh"),
     fixed={
-        # llama.cpp computes the tanh form of GELU.
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from gguf.constants import Keys
 
 from ggtool.conversion.architectures import common
@@ -12,8 +16,12 @@ from ggtool.conversion.architectures.architecture import (
     Array,
     Hparam,
     Hparams,
+    RopeKeys,
     Weight,
 )
+from ggtool.conversion.architectures.phi import n_rotated
+
+_THETA = 10000.0  # llama.cpp's own default, which upstream leaves out
 
 
 def _by_kind(stored: Array, hparams: Hparams) -> Array:
@@ -21,6 +29,17 @@ def _by_kind(stored: Array, hparams: Hparams) -> Array:
     heads = stored.reshape(int(hparams["n_head"]), 3, int(hparams["head_dim"]), *stored.shape[1:])
     kinds = heads.swapaxes(0, 1)  # (3, n_head, head_dim, n_embd)
     return kinds.reshape(-1) if stored.ndim == 1 else kinds
+
+
+def _other_theta(_hparams: Hparams, settings: Mapping[str, Any]) -> float | None:
+    theta = float(settings["rope.theta"])
+    return None if theta == _THETA else theta
+
+
+def _objection(hparams: Hparams, settings: Mapping[str, Any]) -> str:
+    return common.head_objection(hparams, settings) or common.rope_objection(
+        hparams, settings, int(hparams["n_rot"])
+    )
 
 
 _BLOCK = {
@@ -40,27 +59,45 @@ _BLOCK = {
 
 GPT_NEOX = Architecture(
     gguf_name="gptneox",
-    # Upstream's own order.
+    defaults={
+        "vocab_size": 50432,
+        "hidden_size": 6144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24576,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+    },
+    rope=RopeKeys(theta="rotary_emb_base", partial="rotary_pct", default_partial=0.25),
+    # Upstream's own order; what it does not write comes last.
     hparams={
         "n_ctx": common.SIZES["n_ctx"],
         "n_embd": common.SIZES["n_embd"],
         "n_layer": common.SIZES["n_layer"],
         "n_ff": common.SIZES["n_ff"],
-        "partial": Hparam("", ("rope.partial",), FLOAT, default=0.25),
+        "partial": Hparam("", ("rope.partial",), FLOAT),
         "heads": Hparam("", common.SIZES["n_head"].config),
         "head_dim": Hparam("", (), default="n_embd/heads"),
-        "n_rot": Hparam(Keys.Rope.DIMENSION_COUNT, (), default="partial*head_dim"),
+        "n_rot": Hparam(Keys.Rope.DIMENSION_COUNT, (), default=n_rotated),
         "n_head": common.SIZES["n_head"],
-        "parallel": Hparam(Keys.LLM.USE_PARALLEL_RESIDUAL, ("use_parallel_residual",), BOOL, default=True),
-        "norm_eps": Hparam(Keys.Attention.LAYERNORM_EPS, ("layer_norm_eps",), FLOAT, default=1e-5),
+        "parallel": Hparam(Keys.LLM.USE_PARALLEL_RESIDUAL, ("use_parallel_residual",), BOOL),
+        "norm_eps": Hparam(Keys.Attention.LAYERNORM_EPS, ("layer_norm_eps",), FLOAT),
         **common.VOCAB,
-        **common.tied(default=False),
+        **common.TIED,
+        **common.ROPE,
+        "rope_base": replace(common.ROPE["rope_base"], config=(), default=_other_theta, optional=True),
     },
     tensors={
         "gpt_neox.embed_in.weight": Weight("token_embd.weight", "n_vocab n_embd"),
         "gpt_neox.final_layer_norm.weight": Weight("output_norm.weight", "n_embd"),
         "gpt_neox.final_layer_norm.bias": Weight("output_norm.bias", "n_embd"),
-        "embed_out.weight": Weight("output.weight", "n_vocab n_embd"),
+        "embed_out.weight": Weight(
+            "output.weight", "n_vocab n_embd", repeats="gpt_neox.embed_in.weight", written=True
+        ),
         **common.in_blocks("gpt_neox.layers.{}.", _BLOCK),
     },
     drop=(
@@ -68,12 +105,9 @@ GPT_NEOX = Architecture(
         "gpt_neox.layers.{}.attention.masked_bias",
         "gpt_neox.layers.{}.attention.rotary_emb.inv_freq",
     ),
-    fixed={
-        # llama.cpp computes the tanh form of GELU, whose table differs from the exact one by less than its own steps.
-        "hidden_act": ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
-        "attention_bias": (True,),
-        "rope.type": ("default",),
-        # Upstream writes no base, so llama.cpp's default is what runs.
-        "rope.theta": (10000,),
-    },
+    base_prefix="gpt_neox.",
+    activation=("hidden_act", "gelu_pytorch_tanh"),
+    fixed={"attention_bias": (True,), "rope.type": common.ROPE_TYPES},
+    objection=_objection,
+    notes=common.rope_notes,
 )

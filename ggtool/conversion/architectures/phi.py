@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,68 +11,64 @@ import numpy.typing as npt
 from gguf.constants import Keys
 
 from ggtool.conversion.architectures import common
-from ggtool.conversion.architectures.architecture import FLOAT, Architecture, Hparam, Hparams, Weight
-
-_LONG = ("rope.type", ("longrope",))
-
-
-def _rope_factors(_hparams: Hparams, config: Mapping[str, Any]) -> Mapping[str, npt.NDArray[np.float32]]:
-    if config.get("rope.type") != "longrope":
-        return {}
-    return {
-        f"rope_factors_{length}.weight": np.array(config[f"rope.{length}_factor"], np.float32)
-        for length in ("long", "short")
-    }
+from ggtool.conversion.architectures.architecture import (
+    FLOAT,
+    Architecture,
+    Hparam,
+    Hparams,
+    RopeKeys,
+    Weight,
+)
 
 
-def _objection(hparams: Hparams, config: Mapping[str, Any]) -> str:
-    if config.get("rope.type") != "longrope":
-        return ""
-    n_pairs = int(hparams["n_rot"]) // 2
-    for key in ("rope.long_factor", "rope.short_factor"):
-        factors = config.get(key)
-        if not isinstance(factors, list) or len(factors) != n_pairs or not all(map(_is_number, factors)):
-            return f"{key} without a number for each of the {n_pairs} rotated pairs"
-    return ""
+def n_rotated(hparams: Hparams, _settings: Mapping[str, Any]) -> int:
+    """Return how many numbers of a head are rotated, rounded as transformers rounds."""
+    return int(int(hparams["head_dim"]) * float(hparams["partial"]))
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _objection(hparams: Hparams, settings: Mapping[str, Any]) -> str:
+    return common.head_objection(hparams, settings) or common.rope_objection(
+        hparams, settings, int(hparams["n_rot"])
+    )
 
 
-def attention_factor(n_ctx: int, original: int) -> float:
-    """Return by how much LongRoPE scales attention, for a context stretched from `original` tokens to `n_ctx`."""
-    stretch = n_ctx / original
-    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
-
-
-def _attention_factor(hparams: Hparams, _config: Mapping[str, Any]) -> float:
-    return attention_factor(int(hparams["n_ctx"]), int(hparams["rope_original"]))
+def _computed(hparams: Hparams, settings: Mapping[str, Any]) -> Mapping[str, npt.NDArray[np.float32]]:
+    return common.long_factors(hparams, settings) if settings["rope.type"] == "longrope" else {}
 
 
 PHI3 = Architecture(
     gguf_name="phi3",
+    defaults={
+        **common.DEFAULTS,
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+    },
+    nullable=frozenset({"num_key_value_heads", "sliding_window"}),
+    rope=RopeKeys(default_partial=1.0, renamed={"su": "longrope", "yarn": "longrope"}),
     # Upstream's own order.
     hparams={
         "n_ctx": common.SIZES["n_ctx"],
-        "rope_original": Hparam(Keys.Rope.SCALING_ORIG_CTX_LEN, ("rope.original",), default=4096),
+        "rope_original": Hparam(Keys.Rope.SCALING_ORIG_CTX_LEN, ("original_max_position_embeddings",)),
         "n_embd": common.SIZES["n_embd"],
         "n_ff": common.SIZES["n_ff"],
         "n_layer": common.SIZES["n_layer"],
         "n_head": common.SIZES["n_head"],
-        "n_head_kv": Hparam(common.SIZES["n_head_kv"].key, ("num_key_value_heads",), default="n_head"),
-        "norm_eps": Hparam(Keys.Attention.LAYERNORM_RMS_EPS, ("rms_norm_eps",), FLOAT, default=1e-5),
-        "partial": Hparam("", ("rope.partial",), FLOAT, default=1.0),
-        "n_rot": Hparam(Keys.Rope.DIMENSION_COUNT, (), default="partial*n_embd/n_head"),
+        "n_head_kv": common.SIZES["n_head_kv"],
+        "norm_eps": common.RMS_EPS["norm_eps"],
+        **common.DERIVED_HEAD_DIM,
+        "partial": Hparam("", ("rope.partial",), FLOAT),
+        "n_rot": Hparam(Keys.Rope.DIMENSION_COUNT, (), default=n_rotated),
         "rope_base": common.ROPE["rope_base"],
         **common.FILE_TYPE,
         "n_window": Hparam(Keys.Attention.SLIDING_WINDOW, ("sliding_window",), default=0, least=0),
-        "attention_factor": Hparam(
-            Keys.Rope.SCALING_ATTN_FACTOR, (), FLOAT, default=_attention_factor, when=_LONG
-        ),
-        "head_dim": Hparam("", (), default="n_embd/n_head"),
+        "rope_attention": common.ROPE["rope_attention"],
         **common.VOCAB,
-        **common.tied(default=False),
+        **common.TIED,
     },
     tensors={
         **common.OUTER,
@@ -88,8 +84,10 @@ PHI3 = Architecture(
             },
         ),
     },
-    fixed={"hidden_act": ("silu",), "rope.type": ("default", "longrope")},
+    activation=("hidden_act", "silu"),
+    fixed={"rope.type": ("default", "longrope")},
     objection=_objection,
-    computed=_rope_factors,
+    notes=partial(common.notes, "phi3"),
+    computed=_computed,
     vocabulary="phi3",
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 from ggtool.conversion.vocab.tokenizer_json import TokenizerJson
 from ggtool.errors import SourceError
+from ggtool.source.chat_template import Templates, read_chat_template
 from ggtool.system.files import read_json
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -49,7 +50,7 @@ class Special:
 
     ids: Mapping[str, int]
     added: dict[str, bool]
-    chat_template: str | Sequence[Mapping[str, str]] | None
+    chat_template: Templates
 
 
 def read_added_tokens(tokenizer: TokenizerJson) -> list[AddedToken]:
@@ -164,7 +165,7 @@ def read_special(
         # Where there is a tokenizer.json, transformers lets it decide alone, and it says so by its post-processor.
         if type(setting := settings.get(f"add_{kind}_token")) is bool and not (setting and tokenizer.data):
             added.setdefault(kind, setting)
-    return Special(_ids(known, config, added_tokens), added, _chat_template(folder, settings))
+    return Special(_ids(known, config, added_tokens), added, read_chat_template(folder, settings))
 
 
 def _ids(
@@ -239,28 +240,6 @@ def _pieces(step: Mapping[str, Any], key: str, where: str) -> list[str | None]:
         return [piece.get("SpecialToken", {}).get("id") for piece in step.get(key) or []]
     except (TypeError, AttributeError):
         raise SourceError(f"{where} has a damaged post-processor.") from None
-
-
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | Sequence[Mapping[str, str]] | None:
-    template = settings.get("chat_template")
-    path = folder / "chat_template.jinja"
-    if template is None and path.exists():
-        try:
-            template = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path} cannot be read: {error}.") from None
-    elif template is None and (folder / "chat_template.json").exists():
-        template = read_json(folder / "chat_template.json").get("chat_template")
-    if template is None or isinstance(template, str):
-        return template
-    if isinstance(template, list) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("template"), str)
-        for entry in template
-    ):
-        return template
-    raise SourceError(f"{folder / 'tokenizer_config.json'} has a chat_template of an unknown kind.")
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:

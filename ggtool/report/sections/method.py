@@ -109,6 +109,7 @@ def _file_columns() -> tuple[Column, ...]:
             "of the GGUF file, or of the checkpoint that was quantized while it was loaded",
             kind="text",
         ),
+        Column("made of", "sha256 of the checkpoint that the format was made of", kind="text"),
     )
 
 
@@ -117,4 +118,9 @@ def _files(subject: Subject) -> tuple[tuple[Cell, ...], ...]:
 
 
 def _file_row(record: EvalRecord) -> tuple[Cell, ...]:
-    return (Cell(record.label), Cell(record.artifact), Cell(record.artifact_sha256))
+    return (
+        Cell(record.label),
+        Cell(record.artifact),
+        Cell(record.artifact_sha256),
+        Cell(record.source_sha256[:16] or "the file does not say"),
+    )
