@@ -2,18 +2,21 @@
 
 The sandbox gives a template what transformers gives it and nothing else. Message text cannot forge control
 tokens: what a message says has the token ids that it has where special tokens are not read. The steps that a template may take are
-counted, and products of texts and numbers are bounded, so that it ends soon.
+counted, products of texts and numbers are bounded, and so is the memory that it may add, so that it ends soon.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -36,6 +39,9 @@ _TEXT, _CUT = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_TEXT}{_CUT}]")
 # Lines of Python that one rendering may run: a few thousand do for a conversation; these take about a second.
 _MAX_STEPS = 1_000_000
+_MAX_BYTES = 1 << 30  # of memory: a text doubled thirty times takes few steps
+_MAPPED = Path("/proc/self/statm")
+_rendering = threading.Lock()
 _MAX_CHARS = 1 << 24  # of a text that a template multiplies or renders
 _ADVICE = "`ggtool generate` continues plain text without it"
 
@@ -118,7 +124,8 @@ def render(source: str, messages: Sequence[Message], bos: str, eos: str) -> str:
 
 def _compile(source: str) -> Template:
     try:
-        return _environment().from_string(source)
+        with _bounded_memory():  # what can be computed without a conversation is computed here
+            return _environment().from_string(source)
     except Exception as error:  # noqa: BLE001 - one nested too deep breaks Python's own compiler
         raise ArtifactError(
             f"the model's chat template is no valid Jinja: {_one_line(error)}; {_ADVICE}."
@@ -161,7 +168,7 @@ def _render(
 ) -> str:
     own = {"messages": list(messages), "tools": tools, "bos_token": bos, "eos_token": eos}
     try:
-        with _bounded_steps():
+        with _bounded_memory(), _bounded_steps():
             return template.render(
                 **{"add_generation_prompt": True, "documents": None, **(options or {}), **own}
             )
@@ -204,6 +211,29 @@ def _bounded_steps() -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Let this process map no more than _MAX_BYTES beyond what it has, for the block; more is a MemoryError in it."""
+    with _rendering:  # the limit is the whole process's, so that two may not set and restore it by turns
+        before, hard = resource.getrlimit(resource.RLIMIT_AS)
+        try:
+            mapped = int(_MAPPED.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        except OSError:  # another system, or a process that may open no file and has a limit of its own
+            yield
+            return
+        if before != resource.RLIM_INFINITY and before <= mapped + _MAX_BYTES:
+            yield
+            return
+        limit = mapped + _MAX_BYTES
+        resource.setrlimit(
+            resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+        )
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:

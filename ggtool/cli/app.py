@@ -46,6 +46,8 @@ COMMANDS: Mapping[str, Row] = MappingProxyType(
         "study": Row("study", "study", "Measure every format and write the report: one command."),
         "report": Row("report", "report", "Results as an HTML page, PDF, Markdown and figures."),
         "formats": Row("formats", "formats", "List formats, architectures, and what a format touches."),
+        "inspect": Row("inspect", "inspect", "What is in a GGUF file: facts, weights, bytes."),
+        "verify": Row("verify", "verify", "Whether a GGUF file is whole, sound and as it was made."),
         "card": Row("card", "card", "A model card for a folder of GGUF files."),
         "push": Row("push_pull", "push", "Publish a folder of GGUF files on the Hub."),
         "pull": Row("push_pull", "pull", "Download a repo of GGUF files, hashes compared."),

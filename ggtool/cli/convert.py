@@ -98,6 +98,9 @@ def convert(
         list[str] | None, _text("--metadata", "KEY=VALUE to set in the file. Repeatable.", _FILES)
     ] = None,
     vocab_only: Annotated[bool, _text("--vocab-only", "Write the vocabulary alone.", _FILES)] = False,
+    manifest: Annotated[
+        bool, _text("--manifest", "Write FILE.manifest.json too: checksums for `ggtool verify`.", _FILES)
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print size, bits per weight and memory of each file.")
     ] = False,
@@ -150,9 +153,21 @@ def convert(
         return
     with progress_bar(quiet=quiet) as update:
         made = api.convert(request, notify=notify, progress=update)
+    if manifest:
+        _write_manifests(made, threads)
     for note in made.files[0].plan.notes:
         notify(note)
     _print(made, as_json=json_)
+
+
+def _write_manifests(made: MadeFiles, threads: int) -> None:
+    from ggtool.inspection.manifest import write_manifest
+    from ggtool.inspection.opened import open_model
+    from ggtool.system.machine import usable_cpus
+
+    for one in made.files:
+        # A manifest that is there belongs to a file that is not there any more.
+        write_manifest(open_model(str(one.path)), threads or usable_cpus(), force=True)
 
 
 def _print(made: MadeFiles, *, as_json: bool) -> None:

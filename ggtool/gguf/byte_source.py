@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from ggtool.errors import ArtifactError
 
+_AHEAD_BYTES = 1 << 18
+
 
 class ByteSource(Protocol):
     """Random access to the first bytes of a file."""
@@ -29,15 +31,30 @@ class ByteSource(Protocol):
 class Memory:
     """Bytes that are all there."""
 
-    def __init__(self, data: bytes | bytearray | mmap.mmap) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self.data, self.size = data, len(data)
 
     def need(self, stop: int) -> None:
         """Nothing to do."""
 
 
+class Mapped:
+    """A mapped file of which the kernel reads what is needed and little more: tensor data stays on the disk."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.size, self._asked = data, len(data), 0
+        data.madvise(mmap.MADV_RANDOM)  # no reading ahead of its own
+
+    def need(self, stop: int) -> None:
+        """Ask the kernel for the bytes, at least _AHEAD_BYTES at a time."""
+        if stop > self._asked:
+            end = min(self.size, max(stop, self._asked + _AHEAD_BYTES))
+            self.data.madvise(mmap.MADV_WILLNEED, self._asked, end - self._asked)
+            self._asked = end // mmap.PAGESIZE * mmap.PAGESIZE if end < self.size else end
+
+
 @contextmanager
-def open_file(path: Path) -> Iterator[Memory]:
+def open_file(path: Path) -> Iterator[Memory | Mapped]:
     """Map a file for as long as the block runs; ArtifactError if it cannot be opened."""
     try:
         with path.open("rb") as file:
@@ -48,4 +65,4 @@ def open_file(path: Path) -> Iterator[Memory]:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be opened: {error.strerror}.") from None
     with data:
-        yield Memory(data)
+        yield Mapped(data)

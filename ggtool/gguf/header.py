@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ggtool.errors import ArtifactError
 from ggtool.formats import qtypes
@@ -38,7 +38,10 @@ from ggtool.gguf.tensor_types import (
     STRING,
     TENSOR_TYPES,
     UINT32,
+    VALUE_TYPE_NAMES,
 )
+
+T = TypeVar("T")
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -50,6 +53,9 @@ _MAX_NAME_BYTES, _MAX_STRING_BYTES = 65_535, 1 << 24
 _MAX_DIMS, _MAX_ALIGNMENT = 4, 1 << 20
 # What llama.cpp holds of a tensor's name, with a NUL (GGML_MAX_NAME).
 _MAX_TENSOR_NAME_BYTES = 64
+
+# Of a text in a trace.
+_TRACED_CHARS = 72
 
 # Names of general.file_type that ggtool reads and does not make.
 _OTHER_FILE_TYPES: Mapping[int, str] = MappingProxyType({39: "NVFP4", 1024: "GUESSED"})
@@ -68,11 +74,12 @@ class Span(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Bytes of a header that belong together: first byte, end, and what they are."""
+    """Bytes of a header that belong together: first byte, end, what they are, and what they say."""
 
     start: int
     end: int
     what: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class GGUFHeader:
         return max((tensor.offset + tensor.n_bytes for tensor in self.tensors), default=self.data_offset)
 
     def array(self, key: str) -> list[Any]:
-        """Read one metadata array, such as "tokenizer.ggml.tokens"; ArtifactError if there is none by that key."""
+        """Read one metadata array, such as "tokenizer.ggml.tokens"; ArtifactError if the key has none."""
         ref = self.metadata.get(key)
         if not isinstance(ref, ArrayRef):
             raise ArtifactError(f"{self.path} has no array {key}.")
@@ -295,7 +302,7 @@ class _Reader:
     def pair(self) -> None:
         start = self.position
         key = self.string("a key's name", _MAX_NAME_BYTES)
-        kind, value_start = self.u32(f"the type of {key!r}"), self.position
+        kind, value_start = self.u32(f"the value type of {key!r}"), self.position
         if kind == STRING:
             value: Any = self.string(f"the value of {key!r}", _MAX_STRING_BYTES)
         elif kind == ARRAY:
@@ -319,7 +326,7 @@ class _Reader:
         return _STRUCTS[kind].unpack_from(self.data, start)[0]
 
     def array(self, key: str) -> ArrayRef:
-        kind, length = self.u32(f"the type of {key!r}"), self.length(f"the length of {key!r}")
+        kind, length = self.u32(f"the element type of {key!r}"), self.length(f"the length of {key!r}")
         if kind == ARRAY:
             raise self.broken("nested-array", f"{key!r} is an array of arrays, which llama.cpp does not read")
         if kind != STRING and kind not in SCALARS:
@@ -370,7 +377,7 @@ class _Reader:
                 "dimensions", f"tensor {name!r} has {n_dims} dimensions; 1 to {_MAX_DIMS} are possible"
             )
         shape = tuple(self.length(f"the shape of {name!r}") for _ in range(n_dims))[::-1]
-        kind, offset = self.u32(f"the type of {name!r}"), self.u64(f"the offset of {name!r}")
+        kind, offset = self.u32(f"the tensor type of {name!r}"), self.u64(f"the offset of {name!r}")
         if kind not in TENSOR_TYPES:
             raise self.broken("tensor-type", f"tensor {name!r} has the undefined type {kind}{_origin(kind)}")
         type_name, block, block_bytes = TENSOR_TYPES[kind]
@@ -475,20 +482,48 @@ class _Tracer(_Reader):
 
     def start(self) -> int:
         version = super().start()
-        self.regions.insert(0, Region(0, len(MAGIC), "the magic number GGUF"))
+        self.regions.insert(0, Region(0, len(MAGIC), "the magic number", repr(MAGIC.decode())))
         return version
 
     def skip(self, n_bytes: int, what: str) -> int:
         start = super().skip(n_bytes, what)
         if n_bytes:
-            self.regions.append(Region(start, self.position, what))
+            self.regions.append(Region(start, self.position, what, ""))
         return start
+
+    def u32(self, what: str) -> int:
+        value = super().u32(what)
+        if what.startswith("the tensor type"):
+            name = TENSOR_TYPES[value][0] if value in TENSOR_TYPES else ""
+        else:
+            name = VALUE_TYPE_NAMES.get(value, "") if " type of " in what else ""
+        return self._says(value, f"{value} ({name})" if name else str(value))
+
+    def u64(self, what: str) -> int:
+        value = super().u64(what)
+        return self._says(value, str(value))
+
+    def string(self, what: str, most: int) -> str:
+        text = super().string(what, most)
+        if text:
+            self._says(text, repr(text[:_TRACED_CHARS]) + ("…" if len(text) > _TRACED_CHARS else ""))
+        return text
+
+    def scalar(self, kind: int, key: str) -> Any:
+        value = super().scalar(kind, key)
+        return self._says(value, f"{value:.9g}" if isinstance(value, float) else str(value))
 
     def array(self, key: str) -> ArrayRef:
         ref = super().array(key)
         if ref.type == STRING and ref.n_bytes:
-            self.regions.append(Region(ref.offset, self.position, f"the strings of {key!r}"))
+            self.regions.append(Region(ref.offset, self.position, f"the array {key!r}", ""))
+        if ref.n_bytes:
+            self._says(ref, f"{ref.length} x {VALUE_TYPE_NAMES[ref.type]}")
         return ref
+
+    def _says(self, value: T, said: str) -> T:
+        self.regions[-1] = self.regions[-1]._replace(value=said)
+        return value
 
 
 def _origin(kind: int) -> str:

@@ -104,7 +104,7 @@ def match_entries(
             )
     if not found and missing:
         raise UsageError(
-            f"{imatrix.name} belongs to another model: it has no entry for any tensor of this one."
+            f"{imatrix.name} belongs to another model: none of its entries is for a tensor of this one."
         )
     return found, missing
 
@@ -154,12 +154,12 @@ def _clip(text: str) -> str:
 def _from_gguf(path: Path) -> ImportanceMatrix:
     header = read_header(path)
     if lacking := [key for key in (_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE) if key not in header.metadata]:
-        raise ArtifactError(f"{path} is no importance matrix: it has no {lacking[0]}.")
+        raise ArtifactError(f"{path} is not an importance matrix: it has no {lacking[0]}.")
     arrays = _arrays(header)
     sums = {name.removesuffix(_SUMS): array for name, array in arrays.items() if name.endswith(_SUMS)}
     counts = {name.removesuffix(_COUNTS): array for name, array in arrays.items() if name.endswith(_COUNTS)}
     if not sums or sums.keys() != counts.keys():
-        raise ArtifactError(f"{path} is no importance matrix: its sums and counts do not pair up.")
+        raise ArtifactError(f"{path} is not an importance matrix: its sums and counts do not pair up.")
     entries = {}
     for name, array in sums.items():
         count = counts[name].reshape(-1)
@@ -174,7 +174,7 @@ def _from_gguf(path: Path) -> ImportanceMatrix:
 
 def _arrays(header: GGUFHeader) -> dict[str, npt.NDArray[np.float32]]:
     if wrong := [tensor.name for tensor in header.tensors if tensor.type_name != "F32"]:
-        raise ArtifactError(f"{header.path} is no importance matrix: {wrong[0]} is not F32.")
+        raise ArtifactError(f"{header.path} is not an importance matrix: {wrong[0]} is not F32.")
     return {
         tensor.name: np.fromfile(header.path, "<f4", tensor.n_params, offset=tensor.offset).reshape(
             tensor.shape
@@ -211,5 +211,7 @@ def _from_dat(path: Path, data: bytes) -> ImportanceMatrix:
             entries[name] = Entry(values[None], np.array([n_calls or 1]))
         n_chunks, dataset = (number(), text(number()).decode()) if position < len(data) else (0, "")
     except (struct.error, UnicodeDecodeError):
-        raise ArtifactError(f"{path} is no importance matrix, in neither of llama.cpp's formats.") from None
+        raise ArtifactError(
+            f"{path} is not an importance matrix, in neither of llama.cpp's formats."
+        ) from None
     return ImportanceMatrix(str(path), entries, (dataset,) if dataset else (), max(n_chunks, 0), 0)

@@ -1,4 +1,4 @@
-"""A model on disk in one format: a GGUF file, or the parts of a split one, and the facts that records keep.
+"""A GGUF model on disk, one file or the parts of a split one, and the facts that records keep about it.
 
 bpw = 8 * tensor bytes / parameters, every tensor of the model counted. No weight is read here.
 """
@@ -63,7 +63,7 @@ class Artifact:
         return 8 * self.weights_bytes / self.n_params if self.n_params else 0.0
 
     def modules(self) -> tuple[int, int]:
-        """Count (quantized, all) weight matrices: position tables and norms are none, a tied table is one."""
+        """Count (quantized, all) weight matrices: without position tables and norms; a tied table counts once."""
         matrices = [tensor for tensor in self.header.tensors if is_matrix(tensor.name, tensor.shape)]
         return sum(tensor.type_name not in FLOAT_TENSOR_TYPES for tensor in matrices), len(matrices)
 

@@ -43,7 +43,9 @@ class Place:
 
     def __str__(self) -> str:
         if not self.repo_id:
-            return self.url
+            # Without what may be secret: a name and a password, and a signed query.
+            parts = urlsplit(self.url)
+            return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
         return f"{self.repo_id}{'@' + self.revision if self.revision else ''}/{self.path}"
 
     def sibling(self, name: str) -> Place:

@@ -1,4 +1,4 @@
-"""Bytes of a GGUF v3 header: key-value pairs in order, then the tensor list, padded to the data's alignment.
+"""Pack the header of a GGUF v3 file: key-value pairs in order, then the tensor list, padded to the alignment of data.
 
 Keys, value types and their order come in as gguf-py's own values; they are only packed here, because its
 writer packs a vocabulary one Python call per token.
@@ -95,7 +95,7 @@ def _strings(texts: Iterable[str]) -> bytes:
             packed += pack_length(len(data))
             packed += data
     except UnicodeEncodeError as error:  # JSON can spell half a character
-        raise SourceError(f"the checkpoint's text {error.object[:40]!r} is no valid Unicode.") from None
+        raise SourceError(f"the checkpoint's text {error.object[:40]!r} is not valid Unicode.") from None
     return bytes(packed)
 
 

@@ -12,13 +12,18 @@ a small real model made by gguf-py. Failing inputs are written to --out.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
+import json
+import os
 import random
 import resource
+import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,9 +35,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import numpy as np
 
+from ggtool.errors import GgtoolError
 from ggtool.gguf.byte_source import Memory
 from ggtool.gguf.header import ArrayRef, Region, examine_source, trace_source
 from ggtool.gguf.problems import FATAL, LISTED, MalformedError
+from ggtool.inspection import tokenizer
+from ggtool.inspection.facts import as_json, gather
+from ggtool.inspection.opened import Opened, Part
+from ggtool.inspection.verification import layers, structure
 
 ROOT = Path(__file__).parent.parent.parent
 MOST_S, MOST_BYTES = 1.0, 100 << 20
@@ -71,10 +81,17 @@ def read(data: bytes) -> str:
         assert tensor.n_params > 0
         if not code:
             assert header.data_offset <= tensor.offset <= tensor.offset + tensor.n_bytes <= len(data)
-    assert header.architecture is not None
-    assert header.file_type
-    assert header.n_parts >= 1
+    look(Opened("fuzz.gguf", (Part(header, None),)))
     return code
+
+
+def look(model: Opened) -> None:
+    """Look into a header as `ggtool inspect` and `verify` do, the weights and llama.cpp left out."""
+    header = model.header
+    facts = gather(model)
+    json.dumps(as_json(facts, header), allow_nan=False)
+    for one in [*tokenizer.faults(header), *layers(model), *structure(model)]:
+        assert one
 
 
 def fatal(error: MalformedError) -> str:
@@ -129,6 +146,17 @@ def small_model() -> bytes:
         return path.read_bytes()
 
 
+def real_model() -> Seed:
+    """Return a small GPT-2 that llama.cpp loads: the tests' own."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import tiny_gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_gguf.gpt2(Path(folder) / "seed.gguf", chat_template=tiny_gguf.CHATML)
+        data = (Path(folder) / "seed.gguf").read_bytes()
+    return Seed(data, trace_source(Memory(data), PATH)[1])
+
+
 def seeds() -> list[Seed]:
     files = [path.read_bytes() for path in sorted((ROOT / "tests" / "gguf_corpus").glob("*.gguf"))]
     files = [small_model()] * 20 + [data for data in files if data]
@@ -158,7 +186,7 @@ def set_number(rng: random.Random, data: bytearray, seed: Seed) -> None:
 
 def set_length_in_array(rng: random.Random, data: bytearray, seed: Seed) -> None:
     """Give the length of a string inside an array another value."""
-    arrays = [region for region in seed.regions if region.what.startswith("the strings")]
+    arrays = [region for region in seed.regions if region.value.endswith("x STRING")]
     if not arrays:
         set_number(rng, data, seed)
         return
@@ -298,38 +326,85 @@ def run_atheris(seconds: int, corpus: Path) -> None:
 
 
 def run_commands(n_inputs: int, start: int, out: Path, commands: Sequence[str]) -> int:
-    """Give mutants to commands of ggtool, each in a process; return how many of them ended otherwise than they may."""
-    all_seeds, failed, ends = seeds(), 0, Counter[str]()
+    """Give each mutant to every command, each in a process; return how many ended otherwise than they may.
+
+    The processes are forked from this one, which has imported what they need, so that a refusal takes some 20 ms.
+    """
+    from ggtool.cli.app import COMMANDS
+    from ggtool.cli.app import main as ggtool_main
+
+    for module in (
+        *(f"cli.{row.module}" for row in COMMANDS.values()),
+        "chat.run",
+        "inspection.probe",
+        "serve.engine.llama_sequences",
+    ):
+        importlib.import_module(f"ggtool.{module}")
+
+    all_seeds, real, failed, ends, slowest = seeds(), real_model(), 0, Counter[str](), 0.0
     with tempfile.TemporaryDirectory() as folder:
+        path, said = Path(folder) / "mutant.gguf", Path(folder) / "said.txt"
         for number in range(start, start + n_inputs):
             rng = random.Random(number)
-            path = Path(folder) / "mutant.gguf"
-            path.write_bytes(mutate(rng, rng.choice(all_seeds)))
-            command = commands[number % len(commands)].replace("FILE", str(path)).split()
-            begun = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-m", "ggtool", *command],
-                input="hello",
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            ends[f"{command[0]} {done.returncode}"] += 1
-            error = done.stderr.strip()
-            bad = done.returncode not in (0, 1, 2) or "Traceback" in done.stderr
-            bad = bad or (done.returncode != 0 and not error and not done.stdout)
-            if bad:
-                failed += 1
-                out.mkdir(parents=True, exist_ok=True)
-                (out / f"{command[0]}-{number}.gguf").write_bytes(path.read_bytes())
-                print(
-                    f"input {number}, {' '.join(command)}: {done.returncode}, {time.perf_counter() - begun:.1f} s\n{error[-2000:]}"
-                )
-    print(f"{n_inputs} mutants through {len(commands)} commands; {failed} failed")
+            # Half of the inputs begin as a model that llama.cpp loads, so that more than the header is reached.
+            path.write_bytes(mutate(rng, real if number % 2 else rng.choice(all_seeds)))
+            for command in commands:
+                begun = time.perf_counter()
+                arguments = [str(path) if word == "FILE" else word for word in command.split()]
+                status = forked(ggtool_main, arguments, said)
+                took, text = time.perf_counter() - begun, said.read_text(errors="replace")
+                slowest = max(slowest, took)
+                name = command.split()[0]
+                ends[f"{name} {status}"] += 1
+                if status not in (0, 1, 2) or "Traceback" in text or (status and not text.strip()):
+                    failed += 1
+                    out.mkdir(parents=True, exist_ok=True)
+                    (out / f"{name}-{number}.gguf").write_bytes(path.read_bytes())
+                    print(f"input {number}, {command}: {status}, {took:.1f} s\n{text[-2000:]}")
+    print(f"{n_inputs} mutants through {len(commands)} commands, slowest {slowest:.1f} s; {failed} failed")
     for end, count in sorted(ends.items()):
         print(f"  {count:6}  {end}")
     return failed
+
+
+def load_for_serving(path: str) -> None:
+    """Load a model as the process of `ggtool serve` does, and say why it cannot be in a line."""
+    from ggtool.formats import FORMATS
+    from ggtool.serve.engine.llama_sequences import LlamaSequences
+    from ggtool.serve.engine.requests import ModelJob
+
+    try:
+        LlamaSequences(ModelJob(path, dataclasses.asdict(FORMATS["gguf-f16"]), slots=1)).close()
+    except GgtoolError as error:
+        print(error)
+        sys.exit(error.exit_code)
+
+
+def forked(main: Callable[[], None], arguments: Sequence[str], said: Path) -> int:
+    """Run a command line in a fork of this process, its output in a file; return its exit code, -N for signal N."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 99
+    try:
+        with said.open("w") as file, Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), 0)
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            signal.alarm(60)
+            sys.argv = ["ggtool", *arguments]
+            try:
+                load_for_serving(arguments[1]) if arguments[0] == "serve" else main()
+                code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(bool(end.code))
+            except BaseException:  # noqa: BLE001  # as the interpreter would show it
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def main() -> None:
@@ -348,13 +423,7 @@ def main() -> None:
         run_atheris(options.atheris, options.corpus)
     failed = run(options.inputs, options.start, options.out) if options.inputs else 0
     if options.commands:
-        lines = options.command or [
-            "inspect FILE",
-            "inspect --json FILE",
-            "verify FILE",
-            "chat FILE",
-            "generate -p hello -n 4 FILE",
-        ]
+        lines = options.command or ["inspect FILE", "verify FILE", "chat FILE", "serve FILE"]
         failed += run_commands(options.commands, options.start, options.out, lines)
     sys.exit(1 if failed else 0)
 

@@ -1,6 +1,7 @@
 """Chat templates: rendered as transformers renders them, tokenized safely, and kept in their sandbox."""
 
 import json
+import resource
 
 import pytest
 import tiny_gguf
@@ -150,6 +151,25 @@ def test_a_template_that_fails_gets_one_line(vocabulary, source, says) -> None:
         ChatTemplate(source, vocabulary).prompt(TALK)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ 'a'.ljust(10000000000) }}", "MemoryError"),
+        ("{{ '%10000000000d' % 1 }}", "MemoryError"),
+        (
+            "{% set n=namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "MemoryError",
+        ),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "takes too long"),
+    ],
+)
+def test_a_template_that_wants_everything_is_stopped(vocabulary, source, says) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(ArtifactError, match=says):
+        rendered(vocabulary, source)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])

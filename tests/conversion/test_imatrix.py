@@ -60,12 +60,12 @@ def test_the_older_format_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no importance matrix"),
-        (b"\x01\0\0\0", "is no importance matrix"),
-        (dat([1, 2])[:-3], "is no importance matrix"),
-        (dat([]), "is no importance matrix"),
+        (b"", "is not an importance matrix"),
+        (b"\x01\0\0\0", "is not an importance matrix"),
+        (dat([1, 2])[:-3], "is not an importance matrix"),
+        (dat([]), "is not an importance matrix"),
         (dat([1, float("nan")]), "holds a NaN or an infinity for a.weight"),
-        (struct.pack("<ii", 1, -5), "is no importance matrix"),
+        (struct.pack("<ii", 1, -5), "is not an importance matrix"),
     ],
 )
 def test_a_damaged_file_is_one_line(data: bytes, message: str, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_infinite_sums_and_a_model_in_its_place_are_refused(tiny_gpt2: Path, tmp
     with pytest.raises(ArtifactError, match=r"infinity for a\.weight"):
         read_imatrix(tmp_path / "m.gguf")
     (model,) = convert(from_folder(tiny_gpt2), [find_qtype("q8_0")], lambda row: tmp_path / "q8.gguf")
-    with pytest.raises(ArtifactError, match=r"no importance matrix: it has no imatrix\.datasets"):
+    with pytest.raises(ArtifactError, match=r"not an importance matrix: it has no imatrix\.datasets"):
         read_imatrix(model.path)
 
 
@@ -99,7 +99,7 @@ def test_one_of_another_model_is_refused(tiny_gpt2: Path, imatrix: ImportanceMat
     }
     for entries, message in (
         (wider, "has 99 values for blk.0.attn_qkv.weight, whose rows need 256"),
-        ({"x": DENSE}, "has no entry for any tensor"),
+        ({"x": DENSE}, "none of its entries is for a tensor"),
     ):
         options = Options(imatrix=replace(imatrix, entries=entries))
         with pytest.raises(UsageError, match="another model") as caught:

@@ -78,7 +78,7 @@ def test_a_trace_covers_the_header_without_holes() -> None:
     header, regions, error = trace_source(Memory(data), Path("good.gguf"))
     assert header is not None
     assert error is None
-    assert regions[0].what == "the magic number GGUF"
+    assert regions[0].value == "'GGUF'"
     for before, after in itertools.pairwise(regions):
         assert before.end == after.start
     assert regions[-1].end == header.tensors[-1].entry[1]

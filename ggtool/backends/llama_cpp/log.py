@@ -13,7 +13,7 @@ from collections import deque
 import llama_cpp.llama_cpp as lib
 
 # enum ggml_log_level of ggml.h; the numbers in llama-cpp-python's own comment are those of an older one.
-_DEBUG, _ERROR, _CONTINUED = 1, 4, 5
+_DEBUG, _WARNING, _ERROR, _CONTINUED = 1, 3, 4, 5
 
 _lines: deque[tuple[int, str]] = deque(maxlen=4096)
 _mirrored = False
@@ -49,6 +49,12 @@ def forget() -> None:
 def lines() -> list[str]:
     """Return the lines kept since `forget`, oldest first."""
     return [text for _, text in _lines]
+
+
+def warnings() -> list[str]:
+    """Return the warnings since `forget` without their C++ prefixes, each once."""
+    texts = (text for level, text in _lines if level == _WARNING)
+    return list(dict.fromkeys((text.partition(": ")[2] or text).strip() for text in texts))
 
 
 def first_error() -> str:
