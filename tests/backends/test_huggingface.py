@@ -345,3 +345,20 @@ def test_a_model_that_bounds_its_logits_keeps_them_bounded_in_blocks(tmp_path: P
         found = np.concatenate(blocks)
         assert abs(found).max() <= 0.5
         assert np.array_equal(found, backend.logits(list(range(5, 25)), 4))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_texts_of_several_lengths_in_one_step(kind, tiny_gpt2: Path, tmp_path: Path) -> None:
+    """What each text is given in a batch is what it is given alone; a llama's positions are rotary."""
+    folder = tiny_gpt2 if kind == "gpt2" else build_tiny_llama(tmp_path / "l", tied=False)
+    texts = [[1, 2, 3], [4] * 20, [5, 6], [7, 8, 9, 10, 11]]
+    with closing(opened("hf-fp32", folder)) as backend:
+        caches, twins = ([backend.new_cache() for _ in texts] for _ in range(2))
+        for text, cache, twin in zip(texts, caches, twins, strict=True):
+            backend.next_logits(text, 1, cache)
+            backend.next_logits(text, 1, twin)
+        for token in (12, 13):
+            together = backend.step_logits([token] * len(texts), caches)
+            alone = torch.cat([backend.next_logits([token], 1, twin) for twin in twins])
+            assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
+        assert [cache.get_seq_length() for cache in caches] == [len(text) + 2 for text in texts]

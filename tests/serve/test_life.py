@@ -66,9 +66,10 @@ def test_a_whole_answer_is_given_up_with_its_client(server) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_texts_are_made_together_and_as_if_alone(server) -> None:
+@pytest.mark.parametrize("model", ["demo", "fp32"])
+def test_texts_are_made_together_and_as_if_alone(server, model) -> None:
     """Eight requests for four slots: all are answered, and with what each is answered alone."""
-    body = {"model": "demo", "max_tokens": 24, "temperature": 0}
+    body = {"model": model, "max_tokens": 24, "temperature": 0}
     prompts = [f"In the year {1900 + 7 * number} the city" for number in range(8)]
     together: dict[int, str] = {}
 

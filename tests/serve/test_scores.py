@@ -44,7 +44,7 @@ def served(source, names: list[str], passages: list[list[int]], folder: Path) ->
     with serving(folder, [*models, "--threads", "1"]) as server:
         for name in names:
             found[name] = []
-            for some in batches(passages, 5):
+            for some in batches(passages, 2):
                 body = {"model": name, "prompt": some, "max_tokens": 0, "echo": True, "logprobs": 0}
                 status, made = server.request("/v1/completions", body)
                 assert status == 200, made

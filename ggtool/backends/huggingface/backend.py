@@ -28,6 +28,7 @@ from ggtool.backends import (
     has_rotary_positions,
     too_many_positions,
 )
+from ggtool.backends.huggingface.joined_cache import JoinedCache, can_be_joined, step_mask
 from ggtool.backends.huggingface.sampling import Sampler
 from ggtool.backends.huggingface.vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
@@ -171,6 +172,34 @@ class HuggingFaceBackend:
         return (
             f"{self._config.model_type} {self._format.backend}, {weight_bytes(self._model) / 2**20:.1f} MiB"
         )
+
+    def step_logits(self, tokens: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
+        """Return float32 logits (len(tokens), n_vocab) on the CPU, each behind one token and its own cache.
+
+        All of them are computed together where every cache can be joined. Raises MeasureError as `logits` does.
+        """
+        if len(tokens) == 1 or not all(can_be_joined(cache) for cache in caches):
+            pairs = zip(tokens, caches, strict=True)
+            return torch.cat([self.next_logits([token], 1, cache) for token, cache in pairs])
+        lengths = [int(cache.get_seq_length()) for cache in caches]
+        ids = torch.tensor(self._checked(tokens), device=self._device)[:, None]
+        places = torch.tensor(lengths, device=self._device)[:, None]
+        mask = step_mask(lengths, self._model.dtype, self._device)
+        joined = JoinedCache(caches)
+
+        def run() -> Tensor:
+            output = self._model(
+                ids, attention_mask=mask, position_ids=places, past_key_values=joined, use_cache=True
+            )
+            return cast(Tensor, output.logits[:, -1])
+
+        with torch.inference_mode():
+            logits = run().float()
+            if not is_finite(logits):
+                raise MeasureError(
+                    f"{first_broken(self._model, run)} gave a number that is not finite; no answer of it means anything."
+                )
+            return logits.cpu()
 
     def new_cache(self) -> DynamicCache:
         """Return an empty cache for `next_logits`."""

@@ -19,7 +19,7 @@ from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, too_
 from ggtool.backends.llama_cpp import log as llama_log
 from ggtool.backends.llama_cpp.context import N_UBATCH, decode, generate_together, open_context
 from ggtool.backends.llama_cpp.kv_cache import count_kv_cache
-from ggtool.backends.llama_cpp.model import open_model, runtime_versions
+from ggtool.backends.llama_cpp.model import describe_model, open_model, runtime_versions
 from ggtool.backends.llama_cpp.sampling import sampler_chain
 from ggtool.backends.llama_cpp.vocab import Vocabulary, tokenize_with
 from ggtool.backends.sampling import check_sampling
@@ -153,9 +153,7 @@ class LlamaCppBackend:
     @property
     def description(self) -> str:
         """Architecture, size and type in llama.cpp's words."""
-        buffer = ctypes.create_string_buffer(256)
-        lib.llama_model_desc(self._model, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
+        return describe_model(self._model, self._artifact.n_params)
 
     def _generate(self, prompt: list[int], params: SamplingParams) -> Generator[int, None, None]:
         self._user = user = object()

@@ -56,6 +56,14 @@ def open_model(
     return model
 
 
+def describe_model(model: Pointer, n_params: int) -> str:
+    """Return architecture, size and type in llama.cpp's words; it has no name for the size of a small model ("?B")."""
+    buffer = ctypes.create_string_buffer(256)
+    lib.llama_model_desc(model, buffer, len(buffer))
+    size = f"{n_params / 1e9:.1f}B" if n_params >= 1e9 else f"{n_params / 1e6:.1f}M"
+    return buffer.value.decode("utf-8", "replace").replace("?B", size)
+
+
 def gpu_offload() -> bool:
     """Tell whether the installed library was built for a GPU and sees one."""
     _start_backend()

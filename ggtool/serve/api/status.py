@@ -60,6 +60,7 @@ def _describe(pool: Pool, model: ServedModel, request: Request) -> dict[str, Any
             "is_loaded": is_loaded,
             "n_ctx": facts.get("n_ctx"),
             "description": facts.get("description"),
+            "kv_cache_bytes": facts.get("kv_cache_bytes"),
         },
     }
 

@@ -21,7 +21,7 @@ from ggtool.backends import LoadOptions, Logits, too_many_positions
 from ggtool.backends.llama_cpp import log as llama_log
 from ggtool.backends.llama_cpp.context import N_UBATCH, decode, open_context
 from ggtool.backends.llama_cpp.kv_cache import count_kv_cache
-from ggtool.backends.llama_cpp.model import open_model
+from ggtool.backends.llama_cpp.model import describe_model, open_model
 from ggtool.backends.llama_cpp.vocab import Vocabulary
 from ggtool.errors import ArtifactError, MeasureError, UsageError
 from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
@@ -65,7 +65,7 @@ class LlamaSequences:
             self._kv_cache_bytes = count_kv_cache(self._model, self._header, n_cells, llama_log.lines())
             self._apply_lora(job.lora)
             self._cleanup = stack.pop_all()
-        self._weights_bytes = artifact.weights_bytes
+        self._weights_bytes, self._n_params = artifact.weights_bytes, artifact.n_params
         self._lengths = [0] * job.slots
         self._batch = _Batch(self._n_batch)
 
@@ -77,10 +77,8 @@ class LlamaSequences:
 
     def facts(self) -> dict[str, Any]:
         """Return description, kv_cache_bytes and weights_bytes."""
-        buffer = ctypes.create_string_buffer(256)
-        lib.llama_model_desc(self._model, buffer, len(buffer))
         return {
-            "description": buffer.value.decode("utf-8", "replace"),
+            "description": describe_model(self._model, self._n_params),
             "kv_cache_bytes": self._kv_cache_bytes,
             "weights_bytes": self._weights_bytes,
         }
@@ -202,7 +200,7 @@ class LlamaSequences:
                 reason = llama_log.first_error() or "llama.cpp gave no reason"
                 raise UsageError(f"--lora {path} does not fit this model: {reason}.")
             handles.append(handle)
-        pointers = (ctypes.c_void_p * len(handles))(*handles)
+        pointers = (lib.llama_adapter_lora_p_ctypes * len(handles))(*handles)
         scales = (ctypes.c_float * len(handles))(*(scale for _, scale in adapters))
         code = lib.llama_set_adapters_lora(self._context, pointers, len(handles), scales)
         if code != 0:

@@ -7,6 +7,7 @@ of the seed, the step and the token id alone: two formats of a model with one se
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -70,18 +71,21 @@ class Sampler:
 
     def _draw(self, row: Logits) -> int:
         sampling = self._sampling
-        ids = largest(row, sampling.top_k) if sampling.top_k else _within(row, sampling.temperature)
+        if sampling.top_k:
+            ids = largest(row, sampling.top_k)
+        else:
+            ids = _within(row, sampling.temperature)
+            if sampling.top_p < 1:
+                ids = ids[np.argsort(-row[ids], kind="stable")]
         values = row[ids].astype(np.float64)
         if sampling.top_p < 1:
             # The fewest likeliest tokens whose mass reaches top_p: the mass before a kept one is below it.
-            order = np.argsort(-values, kind="stable")
-            ids, values = ids[order], values[order]
             weights = np.exp(values - values[0])
-            before = np.cumsum(weights) - weights
-            kept = before < sampling.top_p * weights.sum()
-            ids, values = ids[kept], values[kept]
+            mass = weights.cumsum()
+            n_kept = int(np.searchsorted(mass - weights, sampling.top_p * mass[-1]))
+            ids, values = ids[:n_kept], values[:n_kept]
         if sampling.min_p > 0:
-            kept = values >= values.max() + np.log(sampling.min_p)
+            kept = values >= values.max() + math.log(sampling.min_p)
             ids, values = ids[kept], values[kept]
         scores = values / sampling.temperature + _gumbel(sampling.seed, self._step, ids)
         return int(ids[scores.argmax()])
@@ -90,17 +94,22 @@ class Sampler:
 def largest(row: Logits, k: int) -> Ids:
     """Return the ids of the `k` largest of `row` (n,), largest first; of equal ones the lower id comes first.
 
-    The maxima of blocks give a bound that at least k values reach, so that only a few hundred are sorted.
+    The maxima of blocks give a bound that at least k values reach, so that only the blocks that reach it are looked at.
     """
     n = len(row)
-    k = min(k, n)
     n_blocks = n // _BLOCK
-    if n_blocks > k:
-        maxima = row[: n_blocks * _BLOCK].reshape(n_blocks, _BLOCK).max(axis=1)
-        bound = np.partition(maxima, n_blocks - k)[n_blocks - k]
-        candidates = np.flatnonzero(row >= bound)
-    else:
-        candidates = np.arange(n)
+    if n_blocks <= k:
+        return np.argsort(-row, kind="stable")[:k]
+    # A block's values lie n_blocks apart: maxima of columns are taken by whole vectors, those of short rows are not.
+    blocks = row[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks)
+    maxima = blocks.max(axis=0)
+    bound = np.partition(maxima, n_blocks - k)[n_blocks - k]
+    reaching = np.flatnonzero(maxima >= bound)
+    within, at = np.nonzero(blocks[:, reaching] >= bound)
+    candidates = within * n_blocks + reaching[at]
+    if n % _BLOCK:  # the last tokens fill no block
+        rest = np.flatnonzero(row[n_blocks * _BLOCK :] >= bound) + n_blocks * _BLOCK
+        candidates = np.concatenate([candidates, rest])
     return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
 
 
@@ -111,15 +120,26 @@ def _within(row: Logits, temperature: float) -> Ids:
 
 def _gumbel(seed: int, step: int, ids: Ids) -> npt.NDArray[np.float64]:
     """Return standard Gumbel noise (n,) that depends on seed, step and id alone, by SplitMix64 (Steele and others, 2014)."""
-    start = _splitmix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    stream = _splitmix(start + np.uint64(step))
-    bits = _splitmix(stream ^ (ids.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)))
+    stream = _splitmix((_splitmix(seed) + step) & _MASK)
+    bits = ids.astype(np.uint64) * _SPREAD
+    bits ^= np.uint64(stream)
+    bits += _GAMMA
+    for shift, factor in _ROUNDS:
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # inside (0, 1)
     return -np.log(-np.log(uniform))
 
 
-def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    mixed = state + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+_MASK = 2**64 - 1
+_GAMMA, _SPREAD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1342543DE82EF95)
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+def _splitmix(state: int) -> int:
+    """Return the 64 bits that SplitMix64 makes of `state`; `_gumbel` does the same for arrays."""
+    mixed = (state + int(_GAMMA)) & _MASK
+    for shift, factor in _ROUNDS:
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & _MASK
+    return mixed ^ (mixed >> 31)

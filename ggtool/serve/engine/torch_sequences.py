@@ -1,6 +1,6 @@
 """A checkpoint or a saved model in torch under the scheduler: each sequence has a cache of transformers' own.
 
-Sequences are computed one after the other: transformers' caches hold texts of one length. Scoring is the evaluation's own
+A step is one batch of all texts where the model's caches can be joined (not with sliding windows). Scoring is the evaluation's own
 `logit_blocks`, which keeps no keys and values.
 """
 
@@ -58,8 +58,17 @@ class TorchSequences:
         return row if wants_logits else None
 
     def step(self, tokens: Sequence[tuple[int, int]]) -> Sequence[Logits]:
-        """Append one token to each of several sequences, one after the other."""
-        return [self._append(sequence, [token]) for sequence, token in tokens]
+        """Append one token to each of several sequences."""
+        caches = [self._caches[sequence] for sequence, _ in tokens]
+        try:
+            rows = np.array(self._backend.step_logits([token for _, token in tokens], caches).numpy())
+        except MeasureError as error:
+            for sequence, _ in tokens:
+                self._caches[sequence], self._lengths[sequence] = self._backend.new_cache(), 0
+            raise RequestError(500, str(error)) from None
+        for sequence, _ in tokens:
+            self._lengths[sequence] += 1
+        return list(rows)
 
     def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
         """Yield logits in blocks; the sequence stays empty."""
