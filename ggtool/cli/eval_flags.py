@@ -10,7 +10,14 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ggtool.cli.flags import Calibration, CalibrationChunks, Device, Model, Revision
+from ggtool.cli.flags import (
+    Calibration,
+    CalibrationChunks,
+    Device,
+    Model,
+    Revision,
+    WaitForQuiet,
+)
 
 
 def _option(name: str, help_: str, **limits: Any) -> Any:
@@ -98,6 +105,7 @@ class EvalFlags:
         float | None,
         _option("--timeout", "Seconds one measurement may take before it counts as failed.", min=1),
     ] = None
+    wait_for_quiet: WaitForQuiet = None
     threads: Annotated[
         int | None,
         typer.Option(

@@ -57,5 +57,15 @@ CalibrationChunks = Annotated[
         show_default=False,
     ),
 ]
+WaitForQuiet = Annotated[
+    float | None,
+    typer.Option(
+        "--wait-for-quiet",
+        metavar="SECONDS",
+        min=0,
+        help="How long each format's timing may wait for a moment when nothing else computes. Default: 0, time at once.",
+        show_default=False,
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="A folder of GGUF files.", show_default=False)]
 Repo = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repo of the Hub.", show_default=False)]

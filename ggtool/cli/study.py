@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ggtool.cli.flags import DeviceOption, Json, Model, Quiet, Revision, Threads
+from ggtool.cli.flags import DeviceOption, Json, Model, Quiet, Revision, Threads, WaitForQuiet
 from ggtool.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def study(
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds until a measurement counts as failed.")
     ] = 7200,
+    wait_for_quiet: WaitForQuiet = None,
     threads: Threads = 0,
     device: DeviceOption = "auto",
     json_: Json = False,
@@ -72,6 +73,7 @@ def study(
         "corpus": corpus,
         "chunks": chunks,
         "timeout": timeout,
+        "wait_for_quiet": wait_for_quiet,
         "threads": threads,
         "device": device,
     }

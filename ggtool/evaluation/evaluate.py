@@ -62,8 +62,11 @@ def _measure(
         def relay(done: int, total: int, task: Task = task) -> None:
             progress(target, task, done, total)
 
+        timeout_s = what.request.timeout_s
+        if timeout_s is not None and task == "speed":
+            timeout_s += what.request.wait_s  # waiting for quiet is not being stuck
         try:
-            outcome = worker.run(_job(what, target, task, folder), relay, what.request.timeout_s)
+            outcome = worker.run(_job(what, target, task, folder), relay, timeout_s)
         except GgtoolError as error:
             failures.append(str(error))
             if task == "quality":
@@ -84,6 +87,7 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
             prompts=request.speed_prompts,
             depths=request.speed_depths,
             batches=request.speed_batches,
+            wait_s=request.wait_s,
         )
     if task == "memory":
         return MemoryJob(model, tokens=tokens)

@@ -62,6 +62,7 @@ _KEYS: Mapping[str, _Key] = MappingProxyType(
         "speed_depths": _Key("speed_depths", tuple),
         "speed_batches": _Key("speed_batches", tuple, 2),
         "timeout": _Key("timeout_s", float, 1),
+        "wait_for_quiet": _Key("wait_s", float),
     }
 )
 # YAML has no tuples: a tuple here is a list of whole numbers, a list one of formats.

@@ -85,7 +85,10 @@ class QualityJob(ModelJob):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedJob(ModelJob):
-    """Time loading, prompts and generation; `prompts`, `depths` and `batches` are further lengths and sizes."""
+    """Time loading, prompts and generation; `prompts`, `depths` and `batches` are further lengths and sizes.
+
+    wait_s: how long to wait, in all, for a moment when nothing else computes.
+    """
 
     runs: ClassVar[str] = "ggtool.evaluation.tasks:speed"
     task: ClassVar[str] = "speed"
@@ -95,6 +98,7 @@ class SpeedJob(ModelJob):
     prompts: Sequence[int] = ()
     depths: Sequence[int] = ()
     batches: Sequence[int] = ()
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

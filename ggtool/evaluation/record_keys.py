@@ -16,7 +16,7 @@ from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.evaluation.jobs import TASKS, Task
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.kernels import build
-from ggtool.results.records import SCHEMA, EvalRecord
+from ggtool.results.records import EvalRecord
 from ggtool.system.cache import sources_sha256
 from ggtool.system.machine import describe_machine
 
@@ -29,6 +29,8 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 _PACKED = "scratch-"
 # Times and peaks belong to a machine; perplexity and divergence do not.
 _MACHINE = ("os", "cpu", "cpu_count", "memory_bytes")
+# The record's schema since which a task's numbers mean what they mean: an older record's are not measured again.
+_SCHEMA: Mapping[Task, int] = {"quality": 1, "speed": 2, "memory": 1}
 
 Known = Mapping[Target, Mapping[Task, EvalRecord]]
 
@@ -42,10 +44,14 @@ def target_keys(what: Plan, target: Target) -> dict[Task, str]:
 
 
 def find_known(what: Plan, records: Iterable[EvalRecord]) -> dict[Target, dict[Task, EvalRecord]]:
-    """Return, per target, the tasks whose numbers `records` has, each with the newest record that has them."""
+    """Return, per target, the tasks whose numbers `records` has, each with the newest record that has them.
+
+    A request that waits for quiet wants speeds that were not disturbed: the others are as good as missing.
+    """
     held: dict[tuple[Task, str], EvalRecord] = {}
     for record in records:
-        parts = {"quality": record.perplexity, "speed": record.speed, "memory": record.memory}
+        is_wanted = record.speed is not None and not (what.request.wait_s and record.speed.is_disturbed)
+        parts = {"quality": record.perplexity, "speed": is_wanted, "memory": record.memory}
         held.update(
             {(task, record.keys[task]): record for task in TASKS if parts[task] and task in record.keys}
         )
@@ -61,7 +67,7 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
     request = what.request
     reference = what.reference if what.reference != target else None
     settings: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA[task],
         "task": task,
         "format": target.label,
         "artifact": target.sha256,

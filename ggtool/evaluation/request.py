@@ -24,6 +24,8 @@ class EvalRequest:
     hf-fp32 where there is a checkpoint, "none" leaves the divergence out. stride belongs to the protocol
     hf-stride. calibration is the text that formats such as scratch-gptq4 and gguf-q4_0+imatrix are made with,
     calibration_chunks how much of it: 0 is all; None is 128 chunks of 1024 tokens, and all for an importance matrix.
+    wait_s: how long the timing of each format may wait, in all, for moments when nothing else computes; a number that an
+    earlier run recorded as disturbed is then measured again.
     """
 
     backends: Sequence[str]
@@ -47,3 +49,4 @@ class EvalRequest:
     speed_depths: tuple[int, ...] = (0, 512)
     speed_batches: tuple[int, ...] = (4,)
     timeout_s: float | None = None
+    wait_s: float = 0.0

@@ -27,6 +27,7 @@ from ggtool.evaluation.metrics import divergence, perplexity
 from ggtool.evaluation.metrics import memory as memory_metric
 from ggtool.evaluation.metrics import speed as speed_metric
 from ggtool.evaluation.metrics.continuation import Draw, continue_tokens
+from ggtool.evaluation.metrics.disturbance import Watch
 from ggtool.evaluation.metrics.perplexity import Scored
 from ggtool.evaluation.metrics.windows import Window, cut
 from ggtool.formats import Format
@@ -70,15 +71,19 @@ def speed(job: SpeedJob, progress: Progress) -> Outcome:
     """Time loading, prompts and generation."""
     tokens = Tokens.load(job.tokens)
     _runtime(job.model.format)  # its import is no part of a load time
+    # On a GPU one thread of this process starts all that is computed.
+    watch = Watch(1 if job.model.options.device == "cuda" else job.threads, job.wait_s)
     started = time.perf_counter()
     with closing(_open(job.model)) as backend:
         load_s = time.perf_counter() - started
+        watch.loaded()
         pp_tokens, tg_tokens = speed_metric.lengths(backend.n_ctx)
         measured = speed_metric.speed(
             backend,
             tokens.ids.tolist(),
             load_s=load_s,
             threads=job.threads,
+            watch=watch,
             pp_tokens=pp_tokens,
             tg_tokens=tg_tokens,
             repetitions=job.repetitions,

@@ -13,6 +13,7 @@ from typing import Any
 from ggtool.publish.card_choice import NOT_MEASURED, choices, first_choice
 from ggtool.publish.card_facts import CardFile, CardModel, Measured, Row
 from ggtool.publish.card_figures import FOLDER
+from ggtool.report import disturbed
 from ggtool.report.device import device_name
 from ggtool.results.records import EvalRecord
 
@@ -60,6 +61,7 @@ def render_card(model: CardModel, measured: Measured, figures: Sequence[str]) ->
         mark=MARK,
         versions=_versions(measured),
         size=_size,
+        disturbed=disturbed.explained([row.speed for row in measured.rows if row.speed]),
     )
     return str(card.content).rstrip("\n") + "\n"
 
@@ -150,7 +152,7 @@ def _cells(row: Row, when: str, devices: Mapping[str, int]) -> dict[str, str]:
         cells["same_top"] = f"{100 * far.same_top:.2f} %"
     if row.speed and row.speed.speed:
         mark = f" [{devices[device_name(row.speed)]}]" if len(devices) > 1 else ""
-        cells["speed"] = f"{row.speed.speed.tg_ts:.1f}{mark}"
+        cells["speed"] = f"{row.speed.speed.tg_ts:.1f}{disturbed.mark(row.speed)}{mark}"
     return {name: _escaped(text) for name, text in cells.items()}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ggtool.publish.card_facts import Measured, Row
 from ggtool.report.device import device_name
+from ggtool.report.disturbed import mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,8 +74,10 @@ def _speed(measured: Measured) -> Figure:
         axes.barh(at, timed.tg_ts, xerr=spread, color=_BLUE, ecolor=_ORANGE, capsize=3)
     devices = {device_name(row.speed) for row in rows if row.speed}
     labels = [
-        f"{row.file.label}\n{device_name(row.speed)}" if row.speed and len(devices) > 1 else row.file.label
+        f"{row.file.label} {mark(row.speed)}".rstrip()
+        + (f"\n{device_name(row.speed)}" if len(devices) > 1 else "")
         for row in rows
+        if row.speed
     ]
     axes.set_yticks(range(len(rows)), labels)
     axes.set_xlabel("tokens a second, median; bars from the 5th to the 95th percentile")

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+from ggtool.report.disturbed import is_steady
 from ggtool.results.records import EvalRecord
 
 ERRORS = 2.0
@@ -47,8 +48,10 @@ def loses_perplexity(record: EvalRecord) -> bool | None:
 def is_faster(a: EvalRecord, b: EvalRecord) -> bool:
     """Whether even the slow end (5th percentile) of a's generation rates is above the fast end (95th) of b's.
 
-    One round has no ends, and shows nothing.
+    One round has no ends, and shows nothing; nor does one that something disturbed.
     """
+    if not (is_steady(a) and is_steady(b)):
+        return False
     if a.speed is None or b.speed is None or a.speed.tg_ts_p5 is None or b.speed.tg_ts_p95 is None:
         return False
     return not is_timed_once([a, b]) and a.speed.tg_ts_p5 > b.speed.tg_ts_p95

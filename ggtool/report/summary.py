@@ -18,6 +18,7 @@ from ggtool.report.compare import (
     tg_ts,
 )
 from ggtool.report.device import device_name, gpu_peak
+from ggtool.report.disturbed import explained, is_steady, mark
 from ggtool.report.numbers import (
     count,
     digits,
@@ -72,7 +73,7 @@ def _before(subject: Subject) -> list[str]:
         f"{with_error(before.perplexity.ppl, before.perplexity.ppl_stderr)}"
     )
     if before.speed:
-        said += f"; it generates {digits(tg_ts(before))} tokens a second"
+        said += f"; it generates {digits(tg_ts(before))}{mark(before)} tokens a second"
     return [f"{said}."]
 
 
@@ -125,26 +126,29 @@ def _fastest(subject: Subject) -> list[str]:
     if not timed:
         return []
     best = max(timed, key=tg_ts)
-    assert best.speed
     if is_timed_once(timed):
         return [
             f"In the one round that was timed on this device ({device_name(best)}) `{best.label}` generated most tokens a "
             f"second, {digits(tg_ts(best))}; one round supports no order. More `--repetitions` do."
         ]
+    steady = [record for record in timed if is_steady(record)]
+    if not steady or len(steady) < min(2, len(timed)):
+        return [f"No format is called the fastest. {explained(timed)}"]
+    best = max(steady, key=tg_ts)
     said = f"Fastest at generating on this device ({device_name(best)}): `{best.label}` with {digits(tg_ts(best))} tokens a second"
-    if subject.reference and subject.reference.speed and subject.reference is not best:
+    if subject.reference and is_steady(subject.reference) and subject.reference is not best:
         said += f", {digits(tg_ts(best) / tg_ts(subject.reference), 2)} times `{subject.reference.label}`"
     said += "."
-    close = [r for r in timed if r is not best and not is_faster(best, r)]
+    close = [r for r in steady if r is not best and not is_faster(best, r)]
     if close:
         said += f" Its rounds overlap with those of {listed([r.label for r in close])}, so no order among these is claimed."
-    prompt = max(timed, key=lambda record: record.speed.pp_ts if record.speed else 0.0)
+    prompt = max(steady, key=lambda record: record.speed.pp_ts if record.speed else 0.0)
     assert prompt.speed
     said += (
         f" Fastest at reading a prompt of {prompt.speed.pp_tokens} tokens: `{prompt.label}` with "
         f"{digits(prompt.speed.pp_ts)} tokens a second."
     )
-    return [said]
+    return [f"{said} {explained(timed)}".rstrip()]
 
 
 def _dominated(subject: Subject) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from ggtool.report.disturbed import explained, mark
 from ggtool.results.records import EvalRecord
 
 _MIB = 2**20
@@ -54,9 +55,9 @@ def _cells(record: EvalRecord) -> dict[str, str]:
         cells |= {"weights MiB": f"{record.model_size / _MIB:.2f}", "bpw": f"{record.bpw:.3f}"}
     if speed := record.speed:
         cells |= {
-            "pp t/s": f"{speed.pp_ts:.0f}",
-            "tg t/s": f"{speed.tg_ts:.1f}",
-            "TTFT ms": f"{speed.ttft_s * 1000:.1f}",
+            "pp t/s": f"{speed.pp_ts:.0f}{mark(record)}",
+            "tg t/s": f"{speed.tg_ts:.1f}{mark(record)}",
+            "TTFT ms": f"{speed.ttft_s * 1000:.1f}{mark(record)}",
             "load s": f"{speed.load_s:.2f}",
         }
     if memory := record.memory:
@@ -94,5 +95,7 @@ def _caption(records: Sequence[EvalRecord]) -> str:
             f"pp: prompt of {timed.pp_tokens}; tg: {timed.tg_tokens} tokens after it; "
             f"medians of {timed.repetitions} rounds after warm-up; load from a warm page cache"
         )
+    if said := explained(records):
+        lines.append(said.replace("`", ""))
     lines += [f"{record.label} FAILED: {record.failure}" for record in records if record.failure]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 Plain numbers and short strings only, so that a record means the same to a reader in any language.
 SCHEMA names the meaning of the numbers; it is bumped when a meaning changes, and the reason goes here:
     1  first version
+    2  speed says what disturbed it (`Disturbance`); the numbers of 1 mean the same, only nobody watched
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from ggtool.formats import label
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = frozenset({1, 2})
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,42 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """What else went on while speed was timed, so that a disturbed number does not look like any other.
+
+    Of the `rounds` that count, `disturbed` were so, for the `causes`: "others" (other processes), "steal" (the
+    hypervisor), "waiting" (threads ready to run without a CPU), "throttled" (a cgroup's CPU limit), "heat", "gpu" (work of
+    others on the GPU). `repeated` rounds were timed again, at other lengths too. wide: the numbers ("pp", "tg", "ttft")
+    whose rounds differ by more than the method allows. loading: whether opening the model was disturbed.
+    Shares between 0 and 1 are those of the worst round that counts: others and steal of the CPUs' time, waiting of the
+    threads', throttled of the round's, gpu of the time around the rounds. heat counts slow-downs, switches involuntary
+    context switches; the clocks are read after each round. None is what the machine does not say.
+    """
+
+    rounds: int
+    disturbed: int
+    repeated: int
+    causes: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    loading: bool = False
+    others: float | None = None
+    steal: float | None = None
+    waiting: float | None = None
+    throttled: float | None = None
+    heat: int | None = None
+    switches: int | None = None
+    gpu: float | None = None
+    cpu_mhz_low: float | None = None
+    cpu_mhz_high: float | None = None
+
+
+@dataclass(frozen=True)
 class Timing:
     """One stage at one length, timed over and over; rates in tokens/s, samples in seconds.
 
     kind pp: a prompt of `n_tokens` at once. kind tg: `n_tokens` made one by one after `depth` others, 0 being the
     first token alone; with a `batch` above 1, `n_tokens` of each of so many texts together, and the rate is that of
-    all. p5 is the slow end and p95 the fast one.
+    all. p5 is the slow end and p95 the fast one. disturbed: how many of the samples were.
     """
 
     kind: str
@@ -90,6 +122,7 @@ class Timing:
     ts_p95: float
     samples_s: tuple[float, ...]
     batch: int = 1
+    disturbed: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +133,7 @@ class Speed:
     a prompt of `tg_depth`, tokens/s. ttft_s: a prompt of `pp_tokens` until its first new token, seconds.
     load_s: opening the weights, seconds, once, imports excluded. Raw samples are seconds, *_p5 and *_p95 their
     quantiles as rates (pp, tg) or seconds (ttft). timings: the same stages at other lengths. cpu_mhz, gpu_mhz: the
-    clocks right after the timed rounds, None where the machine does not say.
+    clocks right after the timed rounds, None where the machine does not say. disturbance is None where nobody watched.
     """
 
     pp_ts: float
@@ -124,12 +157,25 @@ class Speed:
     timings: tuple[Timing, ...] = ()
     cpu_mhz: float | None = None
     gpu_mhz: float | None = None
+    disturbance: Disturbance | None = None
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else disturbed the main rounds or used the GPU; False where nobody watched."""
+        return bool(self.disturbance and self.disturbance.causes)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether an order of speed may rest on it: neither disturbed nor with rounds further apart than allowed."""
+        return not self.is_disturbed and not (self.disturbance and self.disturbance.wide)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Speed:
         """Rebuild it from parsed JSON, whose lists are tuples here."""
         timings = tuple(Timing(**_with_tuples(timing)) for timing in data.get("timings", ()))
-        return cls(**{**_with_tuples(data), "timings": timings})
+        watched = data.get("disturbance")
+        disturbance = None if watched is None else Disturbance(**_with_tuples(watched))
+        return cls(**{**_with_tuples(data), "timings": timings, "disturbance": disturbance})
 
 
 @dataclass(frozen=True)

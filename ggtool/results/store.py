@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggtool.errors import OutputError
-from ggtool.results.records import SCHEMA, EvalRecord
+from ggtool.results.records import READABLE, EvalRecord
 
 
 class ResultStore:
@@ -34,12 +34,12 @@ class ResultStore:
             raise OutputError(f"cannot append to {self.path}: {error.strerror}.") from error
 
     def __iter__(self) -> Iterator[EvalRecord]:
-        """Yield the records of this schema, oldest first; lines torn by a kill are passed over."""
+        """Yield the records, of this schema and of older ones, oldest first; lines torn by a kill are passed over."""
         return (record for record in self._lines() if record is not None)
 
     @property
     def n_strange(self) -> int:
-        """How many lines are no records of this schema: torn by a kill, of another version, or of something else."""
+        """How many lines are not records: torn by a kill, of a newer schema, or something else."""
         return sum(record is None for record in self._lines())
 
     def _lines(self) -> Iterator[EvalRecord | None]:
@@ -51,7 +51,7 @@ class ResultStore:
                     data = json.loads(line)
                 except json.JSONDecodeError:
                     data = None
-                is_record = isinstance(data, dict) and data.get("schema") == SCHEMA
+                is_record = isinstance(data, dict) and data.get("schema") in READABLE
                 yield EvalRecord.from_dict(data) if is_record else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from sample_record import MIB, RECORD
 
 from ggtool.formats import label
-from ggtool.results.records import EvalRecord
+from ggtool.results.records import Disturbance, EvalRecord
 
 FP32 = "hf-fp32"
 ENVIRONMENT = {"device": "cpu", "cpu": "Test CPU", "threads": "2", "ggtool": "0.1.0"}
@@ -57,6 +57,12 @@ def record(
     )
     assert made.label == label(backend, components or "all") == name
     return replace(made, **changes)
+
+
+def disturbed(made: EvalRecord, **changes) -> EvalRecord:
+    """The same record, timed while other processes took half of the CPUs' time."""
+    found = {"rounds": 5, "disturbed": 5, "repeated": 5, "causes": ("others",), "others": 0.5} | changes
+    return replace(made, speed=replace(made.speed, disturbance=Disturbance(**found)))
 
 
 def failed(name: str, reason: str) -> EvalRecord:

@@ -1,10 +1,11 @@
 """What the sections say follows from records and facts, and what is missing is said with how to get it."""
 
+import re
 from dataclasses import replace
 
 import pytest
 from made_facts import FACTS, GGUF, WEIGHTS
-from made_records import FP32, RECORDS, failed, on_gpu, record
+from made_records import FP32, RECORDS, disturbed, failed, on_gpu, record
 
 from ggtool.report.build import build_report
 from ggtool.report.document import (
@@ -96,6 +97,49 @@ def test_of_one_round_nothing_is_claimed() -> None:
     assert prose("latency", *once[1:]).endswith("measure with more `--repetitions`.")
     assert "times as many tokens a second" not in prose("gguf", *once)
     assert "times as many tokens a second" in prose("gguf")
+
+
+def n_faster(said: str) -> int:
+    (found,) = re.findall(r"(\d+) of 12 other formats generate faster", said)
+    return int(found)
+
+
+def test_a_disturbed_speed_is_marked_and_ranked_nowhere() -> None:
+    records = changed("gguf-q4_k_m", disturbed(record("gguf-q4_k_m", 5.5, 0.03, tg_ts=400.0)))
+    for name, column in (("formats", 5), ("latency", 1), ("gguf", 4)):
+        shown = {
+            row[0].text: row[column].text for row in table(name, -1 if name == "gguf" else 0, *records).rows
+        }
+        assert shown["gguf-q4_k_m"] == "400†"
+        assert "†" not in shown["gguf-q8_0"]
+    assert "Disturbed while timed (†): `gguf-q4_k_m`" in prose("formats", *records)
+    assert n_faster(prose("latency", *records)) == n_faster(prose("latency")) - 1
+    assert "times as many tokens a second" in prose("gguf")
+    assert "times as many tokens a second" not in prose("gguf", *records)
+    assert "the front is `gguf-q2_k`, `gguf-iq4_xs` and `gguf-q4_k_m`" in prose("pareto")
+    assert "the front is `gguf-q2_k` and `gguf-iq4_xs`:" in prose("pareto", *records)
+    assert "leaves formats out. Disturbed while timed (†): `gguf-q4_k_m`" in prose("pareto", *records)
+
+
+def test_nothing_is_faster_or_slower_than_a_disturbed_reference() -> None:
+    said = prose("latency", disturbed(RECORDS[0]), *RECORDS[1:])
+    assert "No format is called faster or slower than `hf-fp32`" in said
+    assert "generate faster" not in said
+    assert "Slower than before" not in said
+    assert "more slowly" in prose("bitsandbytes")
+    assert "more slowly" not in prose("bitsandbytes", disturbed(RECORDS[0]), *RECORDS[1:])
+
+
+def test_where_all_are_disturbed_size_is_set_against_no_speed() -> None:
+    said = prose("pareto", *map(disturbed, RECORDS))
+    assert "the front is" not in said
+    assert "leaves formats out" in said
+
+
+def test_a_disturbed_start_is_not_compared() -> None:
+    assert "opens in" in prose("gguf")
+    slow = disturbed(RECORDS[0], disturbed=0, causes=(), loading=True)
+    assert "opens in" not in prose("gguf", slow, *RECORDS[1:])
 
 
 def test_of_formats_that_take_the_same_the_nearest_is_named() -> None:

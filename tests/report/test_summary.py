@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from made_records import RECORDS, failed, record
+from made_records import RECORDS, disturbed, failed, record
 
 from ggtool.report.subject import choose_subject
 from ggtool.report.summary import summarize
@@ -50,6 +50,38 @@ def test_fastest_claims_no_order_among_rounds_that_overlap() -> None:
     assert "overlap with those of `gguf-iq4_xs`, so no order" in said
     alone = one("Fastest", *changed("gguf-iq4_xs", record("gguf-iq4_xs", 5.4, 0.031, tg_ts=200.0)))
     assert "overlap" not in alone
+
+
+def test_a_disturbed_format_is_in_no_order() -> None:
+    said = one("Fastest", *changed("gguf-q4_k_m", disturbed(record("gguf-q4_k_m", 5.5, 0.03, tg_ts=400.0))))
+    assert said.startswith(
+        "Fastest at generating on this device (Test CPU, 2 threads): `gguf-iq4_xs` with 395"
+    )
+    assert "overlap" not in said
+    assert (
+        "Disturbed while timed (†): `gguf-q4_k_m`; other processes took up to 50 % of the CPUs' time." in said
+    )
+
+
+def test_nothing_is_fastest_where_only_one_is_steady() -> None:
+    for steady in (0, 1):
+        records = [made if index < steady else disturbed(made) for index, made in enumerate(RECORDS)]
+        assert one("No format is called the fastest", *records)
+        assert not any(sentence.startswith("Fastest") for sentence in sentences(*records))
+
+
+def test_a_disturbed_reference_is_no_measure() -> None:
+    records = [disturbed(RECORDS[0]), *RECORDS[1:]]
+    assert "times `hf-fp32`" in one("Fastest", *RECORDS)
+    assert "times `hf-fp32`" not in one("Fastest", *records)
+    assert "generates 50.0† tokens a second" in one("Before any", *records)
+
+
+def test_rounds_too_far_apart_are_in_no_order_either() -> None:
+    wide = disturbed(RECORDS[10], disturbed=0, causes=(), wide=("tg",))
+    assert "Rounds too far apart to be compared (†): `gguf-q4_k_m`." in one(
+        "Fastest", *changed("gguf-q4_k_m", wide)
+    )
 
 
 def test_formats_inside_each_others_error_bars_are_said_to_be_alike() -> None:

@@ -38,6 +38,18 @@ def test_lines_that_are_no_records_are_counted(tmp_path: Path) -> None:
     assert len(list(store)) == 1
 
 
+def test_records_of_the_first_schema_are_read_as_before(tmp_path: Path) -> None:
+    """As the version wrote them that watched nothing: no disturbance, no count of disturbed samples."""
+    old = json.loads(dataclasses.replace(RECORD, schema=1).to_json())
+    del old["speed"]["disturbance"]
+    (tmp_path / "r.jsonl").write_text(json.dumps(old) + "\n")
+    (record,) = ResultStore(tmp_path / "r.jsonl")
+    assert record == dataclasses.replace(RECORD, schema=1)
+    assert record.speed is not None
+    assert not record.speed.is_disturbed
+    assert record.speed.is_steady
+
+
 def test_the_store_never_rewrites(tmp_path: Path) -> None:
     store = ResultStore(tmp_path / "results.jsonl")
     store.append(RECORD)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 
 _TIMEOUT_S = 20
+# The driver's utilization is that of up to a second before the question.
+_UTILIZATION_S = 1.1
 
 
 def sm_clock_mhz() -> float | None:
@@ -21,6 +25,23 @@ def process_bytes() -> int | None:
         if pid.strip() == str(os.getpid()) and (mib := _number(used)) is not None:
             return int(mib * 2**20)
     return None
+
+
+def idle_utilization(sleep: Callable[[float], None]) -> float | None:
+    """Return the share of a second, between 0 and 1, in which others computed on this process's GPU.
+
+    It must leave the GPU alone meanwhile. None in a process that computes on none.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    sleep(_UTILIZATION_S)
+    device = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    lines = _query("--query-gpu=uuid,utilization.gpu")
+    busy = {uuid.strip(): _number(used) for uuid, _, used in (line.partition(",") for line in lines)}
+    percent = busy.get(device)
+    return None if percent is None else percent / 100
 
 
 def _query(what: str) -> list[str]:

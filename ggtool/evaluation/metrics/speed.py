@@ -11,12 +11,14 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ggtool.backends import Backend, SamplingParams
 from ggtool.errors import MeasureError, UsageError
 from ggtool.evaluation.metrics import clocks
+from ggtool.evaluation.metrics.disturbance import Watch, spread
 from ggtool.results.records import Speed, Timing
 from ggtool.system.progress import Progress
 
@@ -68,6 +70,7 @@ def speed(
     *,
     load_s: float,
     threads: int,
+    watch: Watch,
     pp_tokens: int,
     tg_tokens: int,
     repetitions: int,
@@ -80,6 +83,7 @@ def speed(
 
     prompts, depths: further lengths to time prompt processing and generation at, cut to the context and the text.
     batches: how many texts to continue together, each after a prompt of 32 tokens.
+    watch: of what else takes the machine; it began when the model was opened.
     Raises UsageError when the text or the context is too short, MeasureError when generation ends early.
     """
     if pp_tokens + tg_tokens > backend.n_ctx:
@@ -89,28 +93,48 @@ def speed(
     stages = _stages(prompts, depths, tg_tokens, backend.n_ctx, len(tokens) - repetitions)
     stages += _batch_stages(batches, tg_tokens, backend.n_ctx, len(tokens) - repetitions)
     total = (1 + len(stages)) * (repetitions + 1)
-    rounds = []
-    for index, stretch in enumerate(_stretches(tokens, pp_tokens, repetitions)):
-        rounds.append(_round(backend, stretch, tg_tokens))
-        progress(index + 1, total)
-    timings: list[Timing] = []
+    n_done = 0
+
+    def done() -> None:
+        nonlocal n_done
+        n_done += 1
+        progress(n_done, total)
+
+    watch.look_at_gpu()
+    watch.wait()
+    warm_up, *stretches = _stretches(tokens, pp_tokens, repetitions)
+    _round(backend, warm_up, tg_tokens)
+    done()
+    timed, _ = watch.rounds(
+        [partial(_round, backend, each, tg_tokens) for each in stretches], done, main=True
+    )
+    timings = []
     for stage in stages:
-        samples = []
-        for stretch in _stretches(tokens, stage.batch * stage.prompt, repetitions):
-            samples.append(_sample(backend, stage, stretch))
-            progress(len(rounds) + len(timings) * (repetitions + 1) + len(samples), total)
-        timings.append(_timing(stage, samples[1:]))
-    timed = rounds[1:]
+        warm_up, *stretches = _stretches(tokens, stage.batch * stage.prompt, repetitions)
+        _sample(backend, stage, warm_up)
+        done()
+        samples, disturbed = watch.rounds(
+            [partial(_sample, backend, stage, each) for each in stretches], done
+        )
+        timings.append(_timing(stage, samples, disturbed))
+    watch.look_at_gpu()
     pp = tuple(r.pp_s for r in timed)
     tg = tuple(r.tg_s for r in timed)
     ttft = tuple(r.ttft_s for r in timed)
     pp_low, pp_high = _rates(pp_tokens, pp)
     tg_low, tg_high = _rates(tg_tokens - 1, tg)
     ttft_low, ttft_high = np.quantile(ttft, (0.05, 0.95)).tolist()
+    pp_ts, tg_ts = pp_tokens / statistics.median(pp), (tg_tokens - 1) / statistics.median(tg)
+    ttft_s = statistics.median(ttft)
+    spreads = {
+        "pp": spread(pp_low, pp_high, pp_ts),
+        "tg": spread(tg_low, tg_high, tg_ts),
+        "ttft": spread(ttft_low, ttft_high, ttft_s),
+    }
     return Speed(
-        pp_ts=pp_tokens / statistics.median(pp),
-        tg_ts=(tg_tokens - 1) / statistics.median(tg),
-        ttft_s=statistics.median(ttft),
+        pp_ts=pp_ts,
+        tg_ts=tg_ts,
+        ttft_s=ttft_s,
         load_s=load_s,
         pp_tokens=pp_tokens,
         tg_tokens=tg_tokens,
@@ -129,6 +153,7 @@ def speed(
         timings=tuple(timings),
         cpu_mhz=clocks.cpu_mhz(),
         gpu_mhz=clocks.gpu_mhz(),
+        disturbance=watch.result(spreads),
     )
 
 
@@ -195,7 +220,7 @@ def _generate(backend: Backend, prompt: Sequence[int], tg_tokens: int) -> tuple[
     return moments[0] - started, moments[-1] - moments[0]
 
 
-def _timing(stage: _Stage, samples: Sequence[float]) -> Timing:
+def _timing(stage: _Stage, samples: Sequence[float], disturbed: int) -> Timing:
     n_tokens = stage.batch * stage.n_tokens
     low, high = _rates(n_tokens, samples)
     return Timing(
@@ -207,6 +232,7 @@ def _timing(stage: _Stage, samples: Sequence[float]) -> Timing:
         ts_p95=high,
         samples_s=tuple(samples),
         batch=stage.batch,
+        disturbed=disturbed,
     )
 
 

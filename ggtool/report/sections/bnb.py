@@ -20,8 +20,8 @@ from ggtool.report.sections.cells import (
     WEIGHTS,
     format_cell,
     kld_cell,
-    number_cell,
     ppl_cell,
+    rate_cell,
     weights_cell,
 )
 from ggtool.report.sections.formats import SPEED_COLUMN
@@ -54,7 +54,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
                     weights_cell(r),
                     ppl_cell(r),
                     kld_cell(r),
-                    number_cell(tg_ts(r) if r.speed else None),
+                    rate_cell(r, tg_ts(r) if r.speed else None),
                 )
                 for r in ([subject.reference] if subject.reference else []) + rows
             ),

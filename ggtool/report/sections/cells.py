@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ggtool.report.disturbed import mark
 from ggtool.report.document import Cell, Column
 from ggtool.report.numbers import NONE, bare_mib, digits, with_error
 from ggtool.results.records import EvalRecord
@@ -40,6 +41,11 @@ def kld_cell(record: EvalRecord) -> Cell:
 def number_cell(value: float | None, n: int = 3) -> Cell:
     """Return a plain number with n significant digits."""
     return MISSING if value is None else Cell(digits(value, n), value)
+
+
+def rate_cell(record: EvalRecord, value: float | None) -> Cell:
+    """Return tokens a second of a record, marked where something disturbed its timing."""
+    return MISSING if value is None else Cell(digits(value) + mark(record), value)
 
 
 def mib_cell(n_bytes: int | None) -> Cell:

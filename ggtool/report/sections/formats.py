@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggtool.report.device import is_on_gpu, peak
+from ggtool.report.disturbed import explained
 from ggtool.report.document import (
     Block,
     Bullets,
@@ -22,8 +23,8 @@ from ggtool.report.sections.cells import (
     format_cell,
     kld_cell,
     mib_cell,
-    number_cell,
     ppl_cell,
+    rate_cell,
     weights_cell,
 )
 from ggtool.report.subject import Subject
@@ -54,6 +55,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
             f"One row a format, all measured on the same token ids, each number in a process of its own. {before}".strip()
         ),
         Table("formats", _columns(subject), tuple(_row(record) for record in subject.records)),
+        *([Paragraph(said)] if (said := explained(subject.records)) else []),
     ]
     if subject.failed:
         blocks.append(Paragraph("These failed, and what they did not measure is missing above:"))
@@ -77,8 +79,8 @@ def _row(record: EvalRecord) -> tuple[Cell, ...]:
         Cell(digits(record.bpw), record.bpw) if record.model_size else MISSING,
         ppl_cell(record),
         kld_cell(record),
-        number_cell(speed.tg_ts if speed else None),
-        number_cell(speed.pp_ts if speed else None),
+        rate_cell(record, speed.tg_ts if speed else None),
+        rate_cell(record, speed.pp_ts if speed else None),
         mib_cell(peak(record)),
         Cell("failed") if record.failure else quantized,
     )

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from ggtool.report.compare import is_timed_once, kld, kld_error, size, tg_ts
 from ggtool.report.device import is_on_gpu, peak
+from ggtool.report.disturbed import is_steady
 from ggtool.report.document import (
     Block,
     Bullets,
@@ -37,6 +38,7 @@ from ggtool.report.sections.cells import (
     kld_cell,
     number_cell,
     ppl_cell,
+    rate_cell,
     weights_cell,
 )
 from ggtool.report.sections.formats import SPEED_COLUMN
@@ -171,8 +173,9 @@ def _benefits(record: EvalRecord, before: EvalRecord) -> str:
     if mine and theirs and is_on_gpu(record) == is_on_gpu(before):
         found.append(f"needs {mib(mine)} at its peak instead of {mib(theirs)}")
     if record.speed and before.speed:
-        found.append(f"opens in {ms(record.speed.load_s)} instead of {ms(before.speed.load_s)}")
-        if not is_timed_once([record, before]):
+        if not any(speed.disturbance and speed.disturbance.loading for speed in (record.speed, before.speed)):
+            found.append(f"opens in {ms(record.speed.load_s)} instead of {ms(before.speed.load_s)}")
+        if is_steady(record) and is_steady(before) and not is_timed_once([record, before]):
             found.append(
                 f"generates {digits(tg_ts(record) / tg_ts(before), 2)} times as many tokens a second"
             )
@@ -214,7 +217,7 @@ def _row(record: EvalRecord) -> tuple[Cell, ...]:
         weights_cell(record),
         ppl_cell(record),
         kld_cell(record),
-        number_cell(tg_ts(record) if record.speed else None),
+        rate_cell(record, tg_ts(record) if record.speed else None),
         number_cell(record.speed.load_s if record.speed else None),
     )
 

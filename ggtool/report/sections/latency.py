@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ggtool.report.compare import is_faster, is_timed_once, tg_ts
 from ggtool.report.device import device_name
+from ggtool.report.disturbed import explained, is_steady, mark
 from ggtool.report.document import (
     Block,
     Cell,
@@ -23,7 +24,7 @@ from ggtool.report.drawing import (
 )
 from ggtool.report.numbers import NONE, digits, listed, ms
 from ggtool.report.sections import lengths
-from ggtool.report.sections.cells import FORMAT, MISSING, format_cell, number_cell
+from ggtool.report.sections.cells import FORMAT, MISSING, format_cell, number_cell, rate_cell
 from ggtool.report.subject import Subject
 from ggtool.results.model_facts import Facts
 from ggtool.results.records import EvalRecord
@@ -53,6 +54,7 @@ def section(subject: Subject, _facts: Facts) -> Section:
     )
     blocks: list[Block] = [
         Paragraph(method + _sentences(subject, timed)),
+        *([Paragraph(said)] if (said := explained(timed)) else []),
         Figure(
             "latency",
             _draw(sorted(timed, key=tg_ts, reverse=True)),
@@ -70,6 +72,8 @@ def _sentences(subject: Subject, timed: list[EvalRecord]) -> str:
         return "One round says nothing about which format is faster: measure with more `--repetitions`."
     if before is None or before.speed is None:
         return ""
+    if not is_steady(before):
+        return f"No format is called faster or slower than `{before.label}`, whose own timing is not steady."
     faster = [record for record in timed if is_faster(record, before)]
     slower = [record for record in timed if is_faster(before, record)]
     said = (
@@ -95,11 +99,11 @@ def _row(record: EvalRecord) -> tuple[Cell, ...]:
         return (format_cell(record), *([MISSING] * (len(_COLUMNS) - 1)))
     return (
         format_cell(record),
-        number_cell(speed.tg_ts),
+        rate_cell(record, speed.tg_ts),
         Cell(_range(speed.tg_ts_p5, speed.tg_ts_p95)),
-        number_cell(speed.pp_ts),
+        rate_cell(record, speed.pp_ts),
         Cell(_range(speed.pp_ts_p5, speed.pp_ts_p95)),
-        Cell(digits(1000 * speed.ttft_s), speed.ttft_s),
+        Cell(digits(1000 * speed.ttft_s) + mark(record), speed.ttft_s),
         number_cell(speed.load_s),
     )
 
@@ -117,8 +121,11 @@ def _draw(records: list[EvalRecord]) -> Drawing:
     for row, record in enumerate(records):
         speed = record.speed
         assert speed
-        draw_bar(drawing, tg, row, record.label, speed.tg_ts, f"{digits(speed.tg_ts)} tokens/s generated")
-        draw_bar(drawing, pp, row, record.label, speed.pp_ts, f"{digits(speed.pp_ts)} prompt tokens/s")
+        how = ", not steady" if mark(record) else ""
+        draw_bar(
+            drawing, tg, row, record.label, speed.tg_ts, f"{digits(speed.tg_ts)} tokens/s generated{how}"
+        )
+        draw_bar(drawing, pp, row, record.label, speed.pp_ts, f"{digits(speed.pp_ts)} prompt tokens/s{how}")
         if speed.tg_ts_p5 is not None and speed.tg_ts_p95 is not None:
             draw_span(tg, row, speed.tg_ts_p5, speed.tg_ts_p95, INK)
         if speed.pp_ts_p5 is not None and speed.pp_ts_p95 is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggtool.report.document import Block, Column, Paragraph, Table
-from ggtool.report.numbers import ms
-from ggtool.report.sections.cells import FORMAT, format_cell, number_cell
+from ggtool.report.disturbed import MARK, timing_mark
+from ggtool.report.document import Block, Cell, Column, Paragraph, Table
+from ggtool.report.numbers import digits, ms
+from ggtool.report.sections.cells import FORMAT, MISSING, format_cell
 from ggtool.report.subject import Subject
 from ggtool.results.records import EvalRecord, Timing
 
@@ -24,14 +25,18 @@ def blocks(subject: Subject, timed: Sequence[EvalRecord]) -> list[Block]:
     columns = (FORMAT, *(_column(stage) for stage in stages))
     rows = []
     for record in timed:
-        rates = {_stage(timing): timing.ts for timing in _timings(record)}
-        rows.append((format_cell(record), *(number_cell(rates.get(stage)) for stage in stages)))
-    found: list[Block] = [
-        Table("lengths", columns, tuple(rows), "Tokens a second at other lengths, medians.")
-    ]
-    if said := _does_not_grow(subject.reference):
-        found.insert(0, Paragraph(said))
-    return found
+        found = {_stage(timing): timing for timing in _timings(record)}
+        rows.append((format_cell(record), *(_cell(found.get(stage)) for stage in stages)))
+    caption = "Tokens a second at other lengths, medians."
+    if any(timing.disturbed for record in timed for timing in _timings(record)):
+        caption += f" {MARK}: disturbed."
+    table = Table("lengths", columns, tuple(rows), caption)
+    said = _does_not_grow(subject.reference)
+    return [Paragraph(said), table] if said else [table]
+
+
+def _cell(timing: Timing | None) -> Cell:
+    return MISSING if timing is None else Cell(digits(timing.ts) + timing_mark(timing), timing.ts)
 
 
 def _timings(record: EvalRecord) -> tuple[Timing, ...]:
@@ -56,7 +61,8 @@ def _does_not_grow(before: EvalRecord | None) -> str:
     if before is None:
         return ""
     prompts = sorted(
-        (timing for timing in _timings(before) if timing.kind == "pp"), key=lambda timing: timing.n_tokens
+        (timing for timing in _timings(before) if timing.kind == "pp" and not timing.disturbed),
+        key=lambda timing: timing.n_tokens,
     )
     if len(prompts) < 2:
         return ""

@@ -26,7 +26,8 @@ _METHOD = (
     "in between.",
     "Weights are the bytes of the storages that are really held, never parameters times bits. Peaks are the kernel's VmHWM in "
     "a process that measures nothing else; those of a GPU are torch's own counts and the driver's for the process.",
-    "Speed is a median after a thrown-away round, in a process of its own.",
+    "Speed is a median after a thrown-away round, in a process of its own. What other work took of the machine is read around "
+    "every round; a disturbed one is timed again, and what stays disturbed is marked and compared with nothing.",
     "Two numbers are told apart here when they differ by more than twice the error of their difference, taken as independent. ",
 )
 _AS_TYPED = "What made the results and this report, as typed:"

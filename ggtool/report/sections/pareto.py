@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ggtool.report.compare import dominators, front, kld, size, tg_ts
+from ggtool.report.disturbed import explained, is_steady
 from ggtool.report.document import Block, Figure, Paragraph, Section
 from ggtool.report.drawing import INK, Drawing, draw_point, new_drawing, plain_ticks
 from ggtool.report.families import FAMILIES, family_of
@@ -32,7 +33,10 @@ def section(subject: Subject, _facts: Facts) -> Section:
                 "Pareto front.",
             ),
         ]
-    timed = [record for record in subject.measured if record.speed]
+    timed = [record for record in subject.measured if is_steady(record)]
+    unsteady = [record for record in subject.measured if record.speed and not is_steady(record)]
+    if unsteady:
+        blocks.append(Paragraph(f"Size against speed leaves formats out. {explained(unsteady)}"))
     if timed:
         best = front(timed, size, lambda record: -tg_ts(record))
         blocks += [

@@ -1,11 +1,13 @@
 """Timing against a backend whose cost is known: it moves the clock itself."""
 
 import json
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 
 import pytest
 
 from ggtool.errors import MeasureError, UsageError
+from ggtool.evaluation.metrics.disturbance import Counters, Watch
 from ggtool.evaluation.metrics.speed import lengths, parse_lengths, speed
 from ggtool.results.records import part_from_dict
 
@@ -66,8 +68,13 @@ class SleepingBackend:
             yield [index] * len(prompts)
 
 
+def quiet() -> Counters:
+    """Counters of a machine on which nothing else computes."""
+    return Counters(at_s=time.now, own_s=time.now, switches=0, busy_s=time.now)
+
+
 def timed(backend, **changes):
-    settings = {"pp_tokens": 16, "tg_tokens": 5, "repetitions": 3} | changes
+    settings = {"pp_tokens": 16, "tg_tokens": 5, "repetitions": 3, "watch": Watch(2, read=quiet)} | changes
     return speed(backend, list(range(200)), load_s=1.5, threads=2, **settings)
 
 
@@ -114,6 +121,50 @@ def test_other_lengths_are_timed_each_for_itself() -> None:
     assert result.pp_ts_p5 is not None
     assert result.pp_ts_p95 is not None
     assert result.pp_ts_p5 == pytest.approx(result.pp_ts_p95)
+
+
+def test_a_disturbed_round_is_timed_again_and_said_to_have_been() -> None:
+    """The second reading of the clock after the warm-up, the end of the first round, is that of a busy machine."""
+    readings = iter(range(1000))
+
+    def busy_at_first() -> Counters:
+        return replace(quiet(), busy_s=time.now + 10.0 * (next(readings) >= 2))
+
+    backend = SleepingBackend()
+    result = timed(backend, watch=Watch(2, read=busy_at_first))
+    assert len(backend.prompts) == 5
+    assert len(result.tg_samples_s) == 3
+    found = result.disturbance
+    assert found is not None
+    assert (found.rounds, found.disturbed, found.repeated, found.causes, found.wide) == (3, 0, 1, (), ())
+    assert not result.is_disturbed
+    assert result.is_steady
+
+
+def test_what_stays_disturbed_is_marked() -> None:
+    def always_busy() -> Counters:
+        return replace(quiet(), busy_s=2 * time.now * (os.cpu_count() or 1))
+
+    result = timed(SleepingBackend(), watch=Watch(2, read=always_busy), prompts=(8,))
+    assert result.disturbance is not None
+    assert result.disturbance.causes == ("others",)
+    assert result.disturbance.disturbed == 3
+    assert [timing.disturbed for timing in result.timings] == [3]
+    assert result.is_disturbed
+    assert part_from_dict("speed", json.loads(json.dumps(asdict(result)))) == result
+
+
+def test_rounds_too_far_apart_are_marked_without_a_cause() -> None:
+    class Moody(SleepingBackend):
+        def logits(self, tokens, start=0):
+            time.sleep(0.01 * len(self.prompts))
+            super().logits(tokens, start)
+
+    result = timed(Moody())
+    assert result.disturbance is not None
+    assert result.disturbance.wide == ("pp",)
+    assert not result.is_disturbed
+    assert not result.is_steady
 
 
 def test_lengths_that_are_none_are_refused() -> None:
