@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from ggtool.errors import UsageError
 from ggtool.formats import Format
+from ggtool.system.cpus import spin_briefly
+
+spin_briefly()  # before a runtime brings its OpenMP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +44,7 @@ class LoadOptions:
     """Where and how to open a model.
 
     n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
+    shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp).
     components: which matrices a from-scratch format quantizes, by the grammar of
     `ggtool.quantizers.selectors`; other formats have no choice of matrices.
     """
@@ -49,6 +53,7 @@ class LoadOptions:
     threads: int
     device: Literal["cpu", "cuda"] = "cpu"
     components: str = "all"
+    shares: bool = False
 
 
 @dataclass(frozen=True)

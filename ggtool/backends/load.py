@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def load_model(path: Path, n_ctx: int, threads: int, device: Literal["auto", "cpu", "cuda"]) -> LogitsBackend:
-    """Open `path`; n_ctx 0 is the model's own context, 4096 at most, and threads 0 all CPUs.
+    """Open `path`; n_ctx 0 is the model's own context, 4096 at most, and threads 0 the CPUs that others leave free.
 
     Raises ArtifactError or SourceError when it cannot be used, UsageError when the device or the context cannot be had.
     """
-    threads = threads or usable_cpus()
+    shares, threads = not threads, threads or usable_cpus()
     if is_quantized_folder(path):
         from ggtool.backends.device import choose_device
         from ggtool.backends.huggingface.backend import HuggingFaceBackend
@@ -29,4 +29,4 @@ def load_model(path: Path, n_ctx: int, threads: int, device: Literal["auto", "cp
     from ggtool.backends.llama_cpp.model import gpu_offload
 
     where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
-    return LlamaCppBackend(None, path, LoadOptions(n_ctx, threads, where))
+    return LlamaCppBackend(None, path, LoadOptions(n_ctx, threads, where, shares=shares))

@@ -21,6 +21,7 @@ from typer.models import CommandInfo
 
 from ggtool import __version__
 from ggtool.errors import GgtoolError
+from ggtool.system.cpus import spin_briefly
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def main() -> None:
     # among everything that was ever imported when the process ends, takes 0.2 s of a short command.
     gc.set_threshold(100_000, 20, 100)
     atexit.register(gc.freeze)
+    spin_briefly()  # for the children too
     try:
         app()
     except GgtoolError as error:

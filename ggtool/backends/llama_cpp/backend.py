@@ -27,6 +27,7 @@ from ggtool.backends.text_backend import StopReason
 from ggtool.errors import ArtifactError, MeasureError, UsageError
 from ggtool.formats import Format
 from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
+from ggtool.system.cpus import FreeCpus
 
 __all__ = ["LlamaCppBackend", "StopReason", "runtime_versions", "tokenize_with"]
 
@@ -55,6 +56,7 @@ class LlamaCppBackend:
         self._options = options
         self._user = object()  # identifies the latest user of the context
         self.is_given_up: Callable[[], bool] = lambda: False
+        self._cpus = FreeCpus(options.threads) if options.shares and options.device == "cpu" else None
         with ExitStack() as stack:
             self._model = open_model(self._artifact, device=options.device)
             stack.callback(lib.llama_model_free, self._model)
@@ -230,6 +232,9 @@ class LlamaCppBackend:
             token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )  # no positions, no sequence ids: what follows in sequence 0
+        if self._cpus is not None:  # any number of threads gives the same logits, bit for bit
+            threads = self._cpus.count()
+            lib.llama_set_n_threads(self._context, threads, threads)
         try:
             decode(self._context, batch)
         except MeasureError:

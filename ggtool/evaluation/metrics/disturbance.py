@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-
 from ggtool.evaluation.metrics import clocks, nvidia
 from ggtool.results.records import Disturbance
+from ggtool.system.cpus import cpu_times
 from ggtool.system.machine import usable_cpus
 
 # The share of the CPUs' time (others, steal) or of the round (waiting, throttled, gpu) that an undisturbed round may lose.
@@ -86,7 +85,7 @@ class Load:
 
 def read_counters() -> Counters:
     """Read the counters of this process and of the CPUs that it may use."""
-    busy_s, steal_s = _cpu_times()
+    busy_s, steal_s = cpu_times()
     return Counters(
         at_s=time.perf_counter(),
         own_s=time.process_time(),
@@ -257,25 +256,6 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 def _difference(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
-
-
-def _cpu_times() -> tuple[float | None, float | None]:
-    """Return the seconds that the usable CPUs computed for anyone, and those that the hypervisor took."""
-    try:
-        times = psutil.cpu_times(percpu=True)
-    except (OSError, RuntimeError):  # no /proc, or one that a sandbox has emptied
-        return None, None
-    mine = [times[cpu] for cpu in _affinity() if cpu < len(times)]
-    if not mine:
-        return None, None
-    # guest is part of user; time in iowait is free for anyone.
-    names = [name for name in ("user", "nice", "system", "irq", "softirq") if hasattr(mine[0], name)]
-    busy = sum(getattr(cpu, name) for cpu in mine for name in names)
-    return busy, sum(getattr(cpu, "steal", 0.0) for cpu in mine)
-
-
-def _affinity() -> Sequence[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def _waiting_s() -> float | None:

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from spinning import load_on_every_cpu
 
@@ -227,7 +228,7 @@ def test_a_machine_without_proc_is_timed_all_the_same(
     def refuse(**_: object) -> None:
         raise FileNotFoundError("/proc/stat")
 
-    monkeypatch.setattr(disturbance.psutil, "cpu_times", refuse)
+    monkeypatch.setattr(psutil, "cpu_times", refuse)
     found = read_counters()
     assert (found.busy_s, found.steal_s, found.waiting_s, found.throttled_s, found.heat) == (None,) * 5
 
