@@ -39,6 +39,7 @@ _PROMPT = 256
 _SCHED_SETATTR = 314  # x86-64
 _STRANGERS = 0.03  # the share of the CPUs that others may take before a run is tried again
 _MOMENT_S = 0.3
+_WARM_UP_S = 0.7  # long enough for threads to have followed the load
 _RATES = ("decode", "prefill")
 
 
@@ -49,7 +50,8 @@ Row = dict[str, Any]
 class Choice:
     """One way for threads to wait: variables of libgomp, threads less than asked for, a poll level of ggml's own pool.
 
-    slice_us: the scheduler's time slice that the process asks for, 0 to take the kernel's.
+    slice_us: the scheduler's time slice that the process asks for, 0 to take the kernel's. follows: as many threads as
+    others leave CPUs free, which is what ggtool does.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Choice:
     fewer: int = 0
     poll: int | None = None
     slice_us: int = 0
+    follows: bool = False
 
 
 def _spins(count: int, **more: int) -> Choice:
@@ -76,6 +79,7 @@ CHOICES = (
     _spins(1000, slice=100),
     _spins(20000, slice=100),
     Choice("threads - 1", fewer=1),
+    Choice("ggtool", (("GOMP_SPINCOUNT", "20000"),), follows=True),
 )
 OWN_POOL = tuple(Choice(f"no OpenMP, poll {poll}", poll=poll) for poll in (0, 50, 100))
 
@@ -211,6 +215,8 @@ def measure(path: Path, choice: Choice, threads: int, seconds: float) -> dict[st
         ask_for_slice(choice.slice_us)
     import llama_cpp.llama_cpp as lib
 
+    from ggtool.system.cpus import FreeCpus
+
     silence = lib.llama_log_callback(lambda *_: None)  # kept alive: the library calls it until the end
     lib.llama_log_set(silence, None)
     lib.llama_backend_init()
@@ -222,16 +228,23 @@ def measure(path: Path, choice: Choice, threads: int, seconds: float) -> dict[st
     if choice.poll is not None:
         attach_pool(lib, context, params.n_threads, choice.poll)
     memory = lib.llama_get_memory(context)
+    free = FreeCpus(threads)
     prompt = (lib.llama_token * _PROMPT)(*(100 + index % 1000 for index in range(_PROMPT)))
     one = (lib.llama_token * 1)(100)
 
+    def adapt() -> None:
+        if choice.follows:
+            lib.llama_set_n_threads(context, free.count(), free.count())
+
     def read() -> int:
+        adapt()
         lib.llama_memory_clear(memory, True)
         assert lib.llama_decode(context, lib.llama_batch_get_one(prompt, _PROMPT)) == 0
         lib.llama_synchronize(context)
         return _PROMPT
 
     def make() -> int:
+        adapt()
         if lib.llama_memory_seq_pos_max(memory, 0) > 400:
             lib.llama_memory_seq_rm(memory, 0, _PROMPT, -1)
         assert lib.llama_decode(context, lib.llama_batch_get_one(one, 1)) == 0
@@ -246,8 +259,10 @@ def measure(path: Path, choice: Choice, threads: int, seconds: float) -> dict[st
 
 
 def rate(step, seconds: float) -> float:  # type: ignore[no-untyped-def]
-    """Run a step to warm up, then over and over for `seconds`; return its tokens/s."""
-    step()
+    """Run a step over and over, to warm up and then for `seconds`; return its tokens/s."""
+    end = time.perf_counter() + _WARM_UP_S
+    while time.perf_counter() < end:
+        step()
     n_tokens, started = 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < seconds:
         n_tokens += step()
