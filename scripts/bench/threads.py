@@ -1,15 +1,20 @@
 """How llama.cpp's threads wait for each other, and what that costs on an idle and on a busy machine.
 
-    python scripts/bench/threads.py MODEL.gguf... [--busy 0,1,2] [--choices default,passive] [--rounds 3]
-        [--seconds 1] [--threads 2] [--limit 280] [--no-openmp FOLDER] [--json]
+    python scripts/bench/threads.py MODEL.gguf... --store rows.jsonl [--busy 0,1,2] [--choices "default;passive"]
+        [--rounds 3] [--seconds 1] [--threads 2] [--limit 280] [--first] [--no-openmp FOLDER]
 
-Each choice is a row: how the barrier between two threads waits, or how many threads there are. --busy gives how many
+Each choice is a row: how the barrier between threads waits, or how many threads there are. --busy gives how many
 processes compute beside it, at normal priority. A cell is the median over rounds of tokens/s, generation and prompts of
-256 tokens apart, with its share of what is fair: the first choice's rate beside nothing, times the share of the CPUs
-that so many threads get beside so many processes. All choices are run in turn, each in a process of its own.
+256 tokens apart, with its share of what is fair: the first choice's rate beside nothing (the first column's, as if it were
+fair, where nothing was measured beside nothing), times the share of the CPUs that so many threads get beside so many
+processes. Each run is a process of its own; what is measured is kept in --store, and a second call goes on.
+
+A run waits until nothing else computes and does not count if something did. Where that never happens, --first (as root)
+puts what is measured before everything else: beside nothing at real-time priority, beside busy processes together with
+them at nice -20.
 
 --no-openmp FOLDER adds the choices of a llama.cpp that was built with GGML_OPENMP=OFF: a copy of llama_cpp/lib, with the
-libggml-cpu of such a build in it. Run it on a machine where nothing else computes, without OMP_* and GOMP_* set.
+libggml-cpu of such a build in it.
 """
 
 from __future__ import annotations
