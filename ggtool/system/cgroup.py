@@ -36,6 +36,19 @@ def memory_limit_bytes() -> int | None:
     return min(limits, default=None)
 
 
+def throttled_s() -> float | None:
+    """Return the seconds for which the CPU limits have stopped processes so far; None where nothing counts them."""
+    found = []
+    for folder in _folders("cpu"):
+        words = _words(folder / "cpu.stat")
+        counts = dict(zip(words[::2], words[1::2], strict=False))
+        if "throttled_usec" in counts:
+            found.append(int(counts["throttled_usec"]) / 1e6)
+        elif "throttled_time" in counts:  # version 1, nanoseconds
+            found.append(int(counts["throttled_time"]) / 1e9)
+    return sum(found) if found else None
+
+
 def _folders(controller: str) -> Iterator[Path]:
     """Yield the folders of this process's group and of those above it; inside a container they may be the root alone."""
     try:

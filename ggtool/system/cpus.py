@@ -32,7 +32,7 @@ def cpu_times() -> tuple[float | None, float | None]:
         times = psutil.cpu_times(percpu=True)
     except (OSError, RuntimeError):  # no /proc, or one that a sandbox has emptied
         return None, None
-    mine = [times[cpu] for cpu in _affinity() if cpu < len(times)]
+    mine = [times[cpu] for cpu in own_cpus() if cpu < len(times)]
     if not mine:
         return None, None
     # guest is part of user; time in iowait is free for anyone.
@@ -56,7 +56,7 @@ class FreeCpus:
     ) -> None:
         self._most = most
         self._count = most
-        self._cpus = len(_affinity())
+        self._cpus = len(own_cpus())
         self._busy, self._own, self._clock = busy, own, clock
         self._last = self._read()
 
@@ -80,5 +80,6 @@ class FreeCpus:
         return self._clock(), self._busy(), self._own()
 
 
-def _affinity() -> Sequence[int]:
+def own_cpus() -> Sequence[int]:
+    """Return the numbers of the CPUs that this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

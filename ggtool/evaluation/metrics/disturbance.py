@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from ggtool.evaluation.metrics import clocks, nvidia
 from ggtool.results.records import Disturbance
-from ggtool.system.cpus import cpu_times
-from ggtool.system.machine import usable_cpus
+from ggtool.system.cgroup import throttled_s
+from ggtool.system.cpus import cpu_times, own_cpus
 
 # The share of the CPUs' time (others, steal) or of the round (waiting, throttled, gpu) that an undisturbed round may lose.
 ALLOWED = 0.05
@@ -31,8 +31,6 @@ _TICKS_S = 2 / os.sysconf("SC_CLK_TCK")
 _MOMENT_S = 0.5  # how long the machine must be quiet before timing starts
 
 _TASKS = Path("/proc/self/task")
-_CGROUPS = Path("/proc/self/cgroup")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 _HEAT = "cpu[0-9]*/thermal_throttle/*_throttle_count"
 
@@ -93,7 +91,7 @@ def read_counters() -> Counters:
         busy_s=busy_s,
         steal_s=steal_s,
         waiting_s=_waiting_s(),
-        throttled_s=_throttled_s(),
+        throttled_s=throttled_s(),
         heat=_heat(),
         cpu_mhz=clocks.cpu_mhz(),
     )
@@ -106,7 +104,7 @@ def compare(before: Counters, after: Counters, *, threads: int, cpus: int) -> Lo
     others_s = None if used_s is None else max(0.0, used_s - (after.own_s - before.own_s))
     steal_s = _difference(before.steal_s, after.steal_s)
     waiting_s = _difference(before.waiting_s, after.waiting_s)
-    throttled_s = _difference(before.throttled_s, after.throttled_s)
+    stopped_s = _difference(before.throttled_s, after.throttled_s)
     heat = None if before.heat is None or after.heat is None else after.heat - before.heat
     rounding = _TICKS_S / (wall_s * cpus)
     # CPUs that the process leaves free are free for others.
@@ -115,7 +113,7 @@ def compare(before: Counters, after: Counters, *, threads: int, cpus: int) -> Lo
         "others": None if others_s is None else others_s / (wall_s * cpus),
         "steal": None if steal_s is None else steal_s / (wall_s * cpus),
         "waiting": None if waiting_s is None else waiting_s / (wall_s * threads),
-        "throttled": None if throttled_s is None else throttled_s / wall_s,
+        "throttled": None if stopped_s is None else stopped_s / wall_s,
     }
     limits = {
         "others": spare + ALLOWED + rounding,
@@ -150,7 +148,7 @@ class Watch:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._threads = threads
-        self._cpus = usable_cpus()
+        self._cpus = len(own_cpus())
         self._patience_s = patience_s
         self._read = read
         self._sleep = sleep
@@ -264,35 +262,6 @@ def _waiting_s() -> float | None:
     lines = [_text(path).split() for path in _TASKS.glob("*/schedstat")]
     known = [int(fields[1]) / 1e9 for fields in lines if len(fields) == 3]
     return sum(known) if known else None
-
-
-def _throttled_s() -> float | None:
-    """Return the seconds that the CPU limits of this process's cgroup and of those above it have stopped it."""
-    found = [_throttled_in(path) for path in _cgroups()]
-    return sum(known) if (known := [seconds for seconds in found if seconds is not None]) else None
-
-
-def _cgroups() -> list[Path]:
-    """Return the folders of the cgroup that limits this process's CPUs, from its own to the topmost."""
-    for line in _text(_CGROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        # Version 2 has one tree without a name; version 1 mounts the tree of each controller under the controller's.
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = _CGROUP_ROOT / controllers
-        own = root / path.lstrip("/")
-        folders = [own, *own.parents]
-        found = [folder for folder in folders[: folders.index(root) + 1] if (folder / "cpu.stat").is_file()]
-        if found:
-            return found
-    return []
-
-
-def _throttled_in(folder: Path) -> float | None:
-    counts = dict(line.split()[:2] for line in _text(folder / "cpu.stat").splitlines())
-    if "throttled_usec" in counts:  # version 2
-        return int(counts["throttled_usec"]) / 1e6
-    return int(counts["throttled_time"]) / 1e9 if "throttled_time" in counts else None
 
 
 def _heat() -> int | None:

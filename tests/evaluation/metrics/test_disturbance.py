@@ -19,6 +19,7 @@ from ggtool.evaluation.metrics.disturbance import (
     read_counters,
     spread,
 )
+from ggtool.system import cgroup
 
 START = Counters(
     at_s=100.0, own_s=10.0, switches=5, busy_s=1000.0, steal_s=1.0, waiting_s=2.0, throttled_s=3.0, heat=4
@@ -111,7 +112,7 @@ class Machine:
 
 @pytest.fixture(autouse=True)
 def one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disturbance, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(disturbance, "own_cpus", lambda: [0])
 
 
 def test_a_disturbed_round_is_timed_again() -> None:
@@ -190,19 +191,13 @@ def test_spread_is_that_of_the_middle_nine_tenths() -> None:
     assert spread(90.0, 120.0, 100.0) == pytest.approx(0.3)
 
 
-def cgroup(root: Path, path: str, text: str) -> None:
-    folder = root / path
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cpu.stat").write_text(text)
-
-
 @pytest.mark.parametrize(
     ("lines", "path", "said"),
     [
         ("0::/a/b\n", "", "usage_usec 5\nthrottled_usec {}000000\n"),
         (
             "3:cpuset:/x\n2:cpu,cpuacct:/a/b\n0::/\n",
-            "cpu,cpuacct",
+            "cpu",
             "nr_periods 1\nthrottled_time {}000000000\n",
         ),
     ],
@@ -212,18 +207,25 @@ def test_a_limit_above_counts_as_ones_own(
     lines: str, path: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "self").write_text(lines)
-    monkeypatch.setattr(disturbance, "_CGROUPS", tmp_path / "self")
-    monkeypatch.setattr(disturbance, "_CGROUP_ROOT", tmp_path / "fs")
-    cgroup(tmp_path / "fs" / path, "a/b", said.format(2))
-    cgroup(tmp_path / "fs" / path, "a", said.format(3))
+    monkeypatch.setattr(cgroup, "_MEMBERSHIP", tmp_path / "self")
+    monkeypatch.setattr(cgroup, "_MOUNT", tmp_path / "fs")
+    for group, seconds in (("a/b", 2), ("a", 3)):
+        folder = tmp_path / "fs" / path / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.stat").write_text(said.format(seconds))
     assert read_counters().throttled_s == 5.0
 
 
 def test_a_machine_without_proc_is_timed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_TASKS", "_CGROUPS", "_CGROUP_ROOT", "_CPUS"):
-        monkeypatch.setattr(disturbance, name, tmp_path / "none")
+    for module, name in (
+        (disturbance, "_TASKS"),
+        (disturbance, "_CPUS"),
+        (cgroup, "_MEMBERSHIP"),
+        (cgroup, "_MOUNT"),
+    ):
+        monkeypatch.setattr(module, name, tmp_path / "none")
 
     def refuse(**_: object) -> None:
         raise FileNotFoundError("/proc/stat")
