@@ -21,7 +21,6 @@ from typer.models import CommandInfo
 
 from ggtool import __version__
 from ggtool.errors import GgtoolError
-from ggtool.system.cpus import spin_briefly
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,10 @@ class _LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command by name, then import the real one."""
+        from ggtool.system.cpus import spin_briefly  # once a command will run, and not for --help
+
         name, _, rest = super().resolve_command(ctx, args)
+        spin_briefly()  # before a library brings its OpenMP, and for the children
         return name, load_command(str(name)), rest
 
 
@@ -111,7 +113,6 @@ def main() -> None:
     # among everything that was ever imported when the process ends, takes 0.2 s of a short command.
     gc.set_threshold(100_000, 20, 100)
     atexit.register(gc.freeze)
-    spin_briefly()  # for the children too
     try:
         app()
     except GgtoolError as error:

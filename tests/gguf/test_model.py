@@ -299,7 +299,9 @@ def test_parts_that_do_not_belong_together_are_one_line(tmp_path: Path) -> None:
     first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
     first.write_bytes(part(0, 2, "a"))
     second.write_bytes(part(1, 2, "b"))
-    with pytest.raises(ArtifactError, match=r"part 2 of 2 of a model; open the first, m-00001-of-00002\.gguf"):
+    with pytest.raises(
+        ArtifactError, match=r"part 2 of 2 of a model; open the first, m-00001-of-00002\.gguf"
+    ):
         open_artifact(second)
     other = tmp_path / "renamed.gguf"
     other.write_bytes(part(0, 2, "a"))
