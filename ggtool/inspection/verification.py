@@ -34,6 +34,7 @@ _WARNINGS = frozenset(
         "no-weights",
     }
 )
+_KIND = re.compile(r"[A-Z]+\d+")
 _LAYER = re.compile(r"blk\.(\d{1,9})\.(.+)")
 # A matrix that has one value throughout, and more weights than this, was never trained.
 _FEW_WEIGHTS = 256
@@ -173,15 +174,13 @@ def layers(model: Opened) -> Iterator[Finding]:
 
 
 def _file_type(claimed: str, types: Mapping[str, int]) -> Iterator[Finding]:
-    base = claimed.removesuffix("_M").removesuffix("_S").removesuffix("_L").removesuffix("_MOE")
-    if claimed in ("unknown", "GUESSED") or not types or any(name.startswith(base) for name in types):
+    # A mix has tensors of neighbouring types; what it is called after is letters and a number of bits, such as IQ3.
+    kind = _KIND.match(claimed)
+    if kind is None or not types or any(name.startswith(kind[0]) for name in types):
         return
     shown = ", ".join(f"{number} {name}" for name, number in sorted(types.items()))
-    yield finding(
-        "file-type",
-        f"the file calls itself {claimed} and none of its matrices is of that kind: {shown}",
-        "general.file_type",
-    )
+    message = f"the file calls itself {claimed} and none of its matrices is of that kind: {shown}"
+    yield finding("file-type", message, "general.file_type")
 
 
 def chat_template(model: Opened) -> Iterator[Finding]:

@@ -34,6 +34,7 @@ listed = [(t.name, tuple(t.shape), t.tensor_type.name, t.n_bytes) for t in reade
 n_keys = len(reader.fields)
 """,
     "ggtool read_header": """
+import numpy
 from ggtool.gguf.header import read_header
 started = time.perf_counter()
 header = read_header(Path(path))
@@ -41,6 +42,7 @@ listed = [(t.name, t.shape, t.type_name, t.n_bytes) for t in header.tensors]
 n_keys = len(header.metadata)
 """,
     "ggtool, and every array": """
+import numpy
 from ggtool.gguf.header import ArrayRef, read_header
 started = time.perf_counter()
 header = read_header(Path(path))
