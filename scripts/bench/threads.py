@@ -28,7 +28,6 @@ import os
 import random
 import resource
 import statistics
-import struct
 import subprocess
 import sys
 import time
@@ -41,7 +40,6 @@ from typing import Any
 import psutil
 
 _PROMPT = 256
-_SCHED_SETATTR = 314  # x86-64
 _STRANGERS = 0.03  # the share of the CPUs that others may take before a run is tried again
 _MOMENT_S = 0.3
 _WARM_UP_S = 0.7  # long enough for threads to have followed the load
@@ -55,21 +53,18 @@ Row = dict[str, Any]
 class Choice:
     """One way for threads to wait: variables of libgomp, threads less than asked for, a poll level of ggml's own pool.
 
-    slice_us: the scheduler's time slice that the process asks for, 0 to take the kernel's. follows: as many threads as
-    others leave CPUs free, which is what ggtool does.
+    follows: as many threads as others leave CPUs free, which is what ggtool does.
     """
 
     name: str
     env: tuple[tuple[str, str], ...] = ()
     fewer: int = 0
     poll: int | None = None
-    slice_us: int = 0
     follows: bool = False
 
 
-def _spins(count: int, **more: int) -> Choice:
-    name = f"spin {count}" + "".join(f", {key} {value}" for key, value in more.items())
-    return Choice(name, (("GOMP_SPINCOUNT", str(count)),), slice_us=more.get("slice", 0))
+def _spins(count: int) -> Choice:
+    return Choice(f"spin {count}", (("GOMP_SPINCOUNT", str(count)),))
 
 
 _BOUND = (("OMP_PROC_BIND", "true"),)
@@ -80,9 +75,6 @@ CHOICES = (
     Choice("default, bound", _BOUND),
     Choice("spin 1000, bound", (*_BOUND, ("GOMP_SPINCOUNT", "1000"))),
     Choice("spin 20000, bound", (*_BOUND, ("GOMP_SPINCOUNT", "20000"))),
-    Choice("default, slice 100", slice_us=100),
-    _spins(1000, slice=100),
-    _spins(20000, slice=100),
     Choice("threads - 1", fewer=1),
     Choice("ggtool", (("GOMP_SPINCOUNT", "20000"),), follows=True),
 )
@@ -216,8 +208,6 @@ def run_child(args: argparse.Namespace, model: Path, choice: Choice, *, first: b
 
 def measure(path: Path, choice: Choice, threads: int, seconds: float) -> dict[str, float]:
     """Return tokens/s of generation and of prompts, over `seconds` each."""
-    if choice.slice_us:
-        ask_for_slice(choice.slice_us)
     import llama_cpp.llama_cpp as lib
 
     from ggtool.system.cpus import FreeCpus
@@ -292,13 +282,6 @@ def attach_pool(lib, context, threads: int, poll: int) -> None:  # type: ignore[
     params = Params(n_threads=threads, prio=0, poll=poll)
     pool = ctypes.c_void_p(cpu.ggml_threadpool_new(ctypes.byref(params)))
     lib._lib.llama_attach_threadpool(ctypes.c_void_p(context), pool, pool)
-
-
-def ask_for_slice(microseconds: int) -> None:
-    """Ask the scheduler for a short time slice (sched_setattr(2), Linux 6.12): it is passed on to new threads."""
-    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, 0, 0, microseconds * 1000, 0, 0)
-    if ctypes.CDLL(None, use_errno=True).syscall(_SCHED_SETATTR, 0, attributes, 0) != 0:
-        raise OSError(ctypes.get_errno(), "sched_setattr")
 
 
 def print_tables(rows: Sequence[Row], choices: list[Choice], args: argparse.Namespace) -> None:

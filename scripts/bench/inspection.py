@@ -1,7 +1,7 @@
 """Open and list a GGUF file with ggtool and with gguf-py's GGUFReader, in turn, each in a fresh process.
 
-    python scripts/bench/inspect.py models/gpt2-wiki-51m-F16.gguf
-    python scripts/bench/inspect.py FILE --large    also: how much of a 1 GB file reading its header takes from the disk
+    python scripts/bench/inspection.py models/gpt2-wiki-51m-F16.gguf
+    python scripts/bench/inspection.py FILE --large    also: how much of a 1 GB file reading its header takes from the disk
 
 Seconds are those of opening and listing (name, shape, type, size of every tensor), imports done; peaks are the whole
 process's. Medians of the rounds.
