@@ -6,6 +6,7 @@ A Dialogue speaks a model's chat template; a Transcript is one running text that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ggtool.backends.text_backend import TextBackend, Vocabulary
@@ -13,8 +14,26 @@ from ggtool.chat.answer import Answer
 from ggtool.chat.template import ChatTemplate
 
 
+@dataclass(frozen=True)
+class Turn:
+    """An entry and the answer it got, whole or cut short; tokens are None where they are not known any more."""
+
+    entry: str
+    text: str
+    tokens: tuple[int, ...] | None = None
+
+
 class Conversation(Protocol):
-    """Entries of the user and answers of the model, in turn."""
+    """Entries of the user and answers of the model, in turn.
+
+    Attributes:
+        system: the system message, "" without one.
+        turns: what has been said, oldest first.
+
+    """
+
+    system: str
+    turns: list[Turn]
 
     def prompt(self, entry: str) -> list[int]:
         """Return the token ids to go on from after `entry`, without remembering it."""
@@ -34,46 +53,60 @@ class Dialogue:
 
     def __init__(self, template: ChatTemplate, system: str) -> None:
         self._template = template
-        self._system = [{"role": "system", "content": system}] if system else []
-        self._messages: list[dict[str, str]] = []
+        self.system = system
+        self.turns: list[Turn] = []
 
     def prompt(self, entry: str) -> list[int]:
         """Render all messages and `entry`; ArtifactError when the template refuses them."""
-        return self._template.prompt([*self._system, *self._messages, {"role": "user", "content": entry}])
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in self.turns:
+            messages.append({"role": "user", "content": turn.entry})
+            messages.append({"role": "assistant", "content": turn.text})
+        return self._template.prompt([*messages, {"role": "user", "content": entry}])
 
     def add(self, entry: str, answer: Answer) -> None:
         """Remember a message and its answer."""
-        self._messages += [{"role": "user", "content": entry}, {"role": "assistant", "content": answer.text}]
+        self.turns.append(Turn(entry, answer.text, answer.tokens))
 
     def clear(self) -> None:
         """Forget all messages but the system's."""
-        self._messages.clear()
+        self.turns.clear()
 
 
 class Transcript:
     """One text, kept as the very tokens the model made; each entry after the first begins a line.
 
-    An empty entry lets the model go on where it stopped. `system` is text like any other, set before the first.
+    An empty entry lets the model go on where it stopped. `system` is text like any other, before the first.
     """
 
     def __init__(self, vocabulary: Vocabulary, system: str) -> None:
         self._vocabulary = vocabulary
-        self._opening = f"{system}\n\n" if system else ""
-        self._tokens: Sequence[int] = ()
+        self.system = system
+        self.turns: list[Turn] = []
 
     def prompt(self, entry: str) -> list[int]:
         """Append `entry` to the text so far."""
-        if not self._tokens:
-            return self._vocabulary.begin(self._vocabulary.tokenize(self._opening + entry))
-        return [*self._tokens, *(self._vocabulary.tokenize_inside(f"\n{entry}") if entry else ())]
+        opening = f"{self.system}\n\n" if self.system else ""
+        tokens: list[int] = []
+        for turn in self.turns:
+            tokens = [*self._appended(tokens, opening, turn.entry), *self._made(turn)]
+        return self._appended(tokens, opening, entry)
 
     def add(self, entry: str, answer: Answer) -> None:
         """Remember an entry and its continuation."""
-        self._tokens = (*self.prompt(entry), *answer.tokens)
+        self.turns.append(Turn(entry, answer.text, answer.tokens))
 
     def clear(self) -> None:
         """Begin a new text."""
-        self._tokens = ()
+        self.turns.clear()
+
+    def _appended(self, tokens: Sequence[int], opening: str, entry: str) -> list[int]:
+        if not tokens:
+            return self._vocabulary.begin(self._vocabulary.tokenize(opening + entry))
+        return [*tokens, *(self._vocabulary.tokenize_inside(f"\n{entry}") if entry else ())]
+
+    def _made(self, turn: Turn) -> Sequence[int]:
+        return self._vocabulary.tokenize_inside(turn.text) if turn.tokens is None else turn.tokens
 
 
 def open_conversation(backend: TextBackend, system: str) -> Conversation:

@@ -35,6 +35,14 @@ def find_gguf(path: Path | None, folder: Path = MODELS) -> Path:
     raise ArtifactError(f"there is no file {path}; {hint}.")
 
 
+def list_models(folder: Path = MODELS) -> list[Path]:
+    """Return the GGUF files and saved folders in `folder`, the one written last first."""
+    saved = [path for path in folder.iterdir() if is_quantized_folder(path)] if folder.is_dir() else []
+    return sorted(
+        [*_ggufs(folder), *saved], key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True
+    )
+
+
 def newest_gguf(folder: Path = MODELS) -> Path:
     """Return the GGUF in `folder` that was written last; ArtifactError when there is none."""
     found = _ggufs(folder)

@@ -9,10 +9,19 @@ _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(co
 
 
 def write(text: str) -> None:
-    """Write `text` at once; characters that the output's encoding lacks become "?".
+    """Write what a model said, at once; on a terminal without its control characters. Raises what `show` raises."""
+    show(clean(text) if sys.stdout.isatty() else text)
+
+
+def clean(text: str) -> str:
+    """Return `text` without the control characters that could do something to a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def show(text: str) -> None:
+    """Write `text` as it is, at once; characters that the output's encoding lacks become "?".
 
     Raises BrokenPipeError when nobody reads any more, and leaves nothing behind for Python to flush.
     """
-    shown = text.translate(_CONTROLS) if sys.stdout.isatty() else text
-    sys.stdout.buffer.write(shown.encode(sys.stdout.encoding or "utf-8", "replace"))
+    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "replace"))
     sys.stdout.buffer.flush()

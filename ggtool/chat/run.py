@@ -18,7 +18,7 @@ from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
 from ggtool.chat.conversation import Conversation, open_conversation
-from ggtool.chat.find_model import find_model
+from ggtool.chat.find_model import find_model, list_models
 from ggtool.chat.output import write
 from ggtool.errors import UsageError
 
@@ -45,6 +45,8 @@ def run_chat(
     notes = _stderr(quiet=quiet)
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     entry = "" if at_terminal else _read_stdin()
+    if path is None and at_terminal:
+        path = _choose()
     with _open(path, params, n_ctx, threads, device) as (found, backend):
         conversation = open_conversation(backend, system or "")
         if backend.chat_template is None:
@@ -53,7 +55,14 @@ def run_chat(
             from ggtool.chat.terminal import Terminal
 
             with _UNTIL_THE_READER_LEAVES:
-                Terminal(backend, conversation, params, name=str(found), quiet=quiet).run()
+                Terminal(
+                    backend,
+                    conversation,
+                    params,
+                    name=str(found),
+                    quiet=quiet,
+                    open_model=lambda other: IsolatedModel(other, TextOptions(n_ctx, threads, device)),
+                ).run()
         else:
             _answer_once(backend, conversation, entry, params, notes)
 
@@ -85,6 +94,26 @@ def run_generate(
         answer = stream_answer(backend, ids, params, _ignore if as_json else write)
         write(_as_json(answer, found, text, params) if as_json else _missing_newline(answer.text))
         _note_cost(_stderr(quiet=quiet), answer)
+
+
+def _choose() -> Path | None:
+    """Let the user choose among several models in models/; None where there is no choice."""
+    models = list_models()
+    if len(models) < 2:
+        return None
+    for number, model in enumerate(models, 1):
+        sys.stderr.write(f"{number:3}  {model}\n")
+    sys.stderr.write("Which model? Its number, or Enter for the first: ")
+    sys.stderr.flush()
+    try:
+        chosen = input().strip()
+    except EOFError:
+        chosen = ""
+    if not chosen:
+        return models[0]
+    if not chosen.isdecimal() or not 1 <= int(chosen) <= len(models):
+        raise UsageError(f"there is no model {chosen!r}; the numbers are 1 to {len(models)}.")
+    return models[int(chosen) - 1]
 
 
 def _answer_once(

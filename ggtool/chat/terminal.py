@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -22,8 +23,11 @@ from ggtool.backends import SamplingParams
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
-from ggtool.chat.conversation import Conversation, Transcript
-from ggtool.chat.output import write
+from ggtool.chat.conversation import Conversation, Transcript, Turn, open_conversation
+from ggtool.chat.find_model import find_model, list_models
+from ggtool.chat.output import clean, show, write
+from ggtool.chat.saved import load_conversation, save_conversation
+from ggtool.chat.wrap import Wrapper
 from ggtool.errors import CrashError, GgtoolError, UsageError
 
 _FIELDS = dataclasses.asdict(SamplingParams())  # the defaults tell the types
@@ -32,6 +36,11 @@ _COMMAND = re.compile(r"/[A-Za-z?]*")  # a path, with a second slash, is text
 _HELP = """\
 /help                  this list
 /clear                 forget the conversation
+/retry                 the last answer once more, with other random numbers
+/edit                  take the last entry back and change it
+/system TEXT           set the system message; without TEXT show it
+/save FILE, /load FILE keep the conversation, or go on with one
+/model FILE            go on with another model; without FILE list those in models/
 /set                   show the sampling parameters
 /set temperature 0.7   change one: {fields}
 /stats                 the model, the context, what the last answer cost
@@ -54,18 +63,28 @@ class Terminal:
         *,
         name: str,
         quiet: bool = False,
+        open_model: Callable[[Path], TextBackend] | None = None,
     ) -> None:
         self._backend = backend
         self._conversation = conversation
         self._params = params
         self._name = name
         self._quiet = quiet
+        self._open_model = open_model
+        self._is_other = False  # than the model that the caller opened, and closes
         self._last: Answer | None = None
-        self._answers = 0
+        self._retries = 0
+        self._draft = ""  # what the next prompt begins with
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
             "/clear": self._clear,
+            "/retry": self._retry,
+            "/edit": self._edit,
+            "/system": self._system,
+            "/save": self._save,
+            "/load": self._load,
+            "/model": self._model,
             "/set": self._set,
             "/stats": self._stats,
             "/exit": self._exit,
@@ -75,13 +94,18 @@ class Terminal:
         """Read entries and answer them until /exit or the end of input."""
         session = _session(list(self._commands))
         self._note(f"{self._name} · {self._backend.description} · context {self._backend.n_ctx} · /help")
-        while self._turn(session):
-            pass
+        try:
+            while self._turn(session):
+                pass
+        finally:
+            if self._is_other:
+                self._backend.close()
 
     def _turn(self, session: PromptSession[str]) -> bool:
         """Read one entry and do what it asks; False when the user leaves."""
         try:
-            self._take(session.prompt(">>> "))
+            draft, self._draft = self._draft, ""
+            self._take(session.prompt(">>> ", default=draft))
         except KeyboardInterrupt:
             pass  # prompt_toolkit has dropped the line
         except EOFError:
@@ -103,7 +127,9 @@ class Terminal:
             raise UsageError(f"there is no command {name}; there are {', '.join(self._commands)}.")
 
     def _answer(self, entry: str) -> None:
-        if not entry.strip() and not (isinstance(self._conversation, Transcript) and self._answers):
+        if not entry.strip() and not (
+            isinstance(self._conversation, Transcript) and self._conversation.turns
+        ):
             return
         prompt = self._conversation.prompt(entry)
         if len(prompt) > self._backend.n_ctx:
@@ -112,14 +138,27 @@ class Terminal:
                 "/clear starts over, --n-ctx sets the context."
             )
         # Each turn draws with a seed of its own, and the same turns of the same seed give the same text.
-        params = dataclasses.replace(self._params, seed=(self._params.seed + self._answers) % _SEEDS)
-        answer = stream_answer(self._backend, prompt, params, write, interruptible=True)
-        write("\n")
+        seed = self._params.seed + len(self._conversation.turns) + _RETRY_STEP * self._retries
+        params = dataclasses.replace(self._params, seed=seed % _SEEDS)
+        answer = self._stream(prompt, params)
         self._last = answer
         if answer.tokens or answer.stop_reason != "interrupted":
             self._conversation.add(entry, answer)
-            self._answers += 1
         self._note(describe(answer))
+
+    def _stream(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
+        """Show an answer as it comes, wrapped where it goes to a terminal."""
+        if not sys.stdout.isatty():
+            answer = stream_answer(self._backend, prompt, params, write, interruptible=True)
+            write("\n")
+            return answer
+        wrapper = Wrapper(show, markdown=not isinstance(self._conversation, Transcript))
+        answer = stream_answer(
+            self._backend, prompt, params, lambda text: wrapper.add(clean(text)), interruptible=True
+        )
+        wrapper.finish()
+        show("\n")
+        return answer
 
     def _help(self, _rest: str) -> None:
         self._say(_HELP.format(fields=", ".join(_FIELDS)))
@@ -128,8 +167,58 @@ class Terminal:
 
     def _clear(self, _rest: str) -> None:
         self._conversation.clear()
-        self._answers = 0
+        self._retries = 0
         self._note("the conversation is forgotten.")
+
+    def _retry(self, _rest: str) -> None:
+        self._retries += 1
+        self._answer(self._take_back())
+
+    def _edit(self, _rest: str) -> None:
+        self._draft = self._take_back()
+
+    def _take_back(self) -> str:
+        """Forget the last turn and return its entry; UsageError when nothing has been said."""
+        if not self._conversation.turns:
+            raise UsageError("nothing has been said yet.")
+        return self._conversation.turns.pop().entry
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self._conversation.system = rest
+        self._say(self._conversation.system or "there is no system message.")
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/save takes the name of a file, such as /save talk.json.")
+        path = Path(rest).expanduser()
+        save_conversation(path, self._name, self._conversation.system, self._conversation.turns)
+        self._note(f"saved in {path}.")
+
+    def _load(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/load takes the name of a file that /save wrote.")
+        self._conversation.system, self._conversation.turns = load_conversation(Path(rest).expanduser())
+        self._note(f"{_count(len(self._conversation.turns), 'turn')} loaded.")
+
+    def _model(self, rest: str) -> None:
+        if not rest:
+            listed = [str(path) for path in list_models()]
+            self._say("\n".join([f"this is {self._name}; there are:", *listed]))
+            return
+        if self._open_model is None:
+            raise UsageError("this session has one model; start another with `ggtool chat FILE`.")
+        path = find_model(Path(rest).expanduser())
+        backend = self._open_model(path)
+        self._backend.close()
+        self._is_other = True
+        said = [
+            Turn(turn.entry, turn.text) for turn in self._conversation.turns
+        ]  # its tokens may be others here
+        conversation = open_conversation(backend, self._conversation.system)
+        conversation.turns = said
+        self._backend, self._conversation, self._name = backend, conversation, str(path)
+        self._note(f"{self._name} · {backend.description} · context {backend.n_ctx}")
 
     def _set(self, rest: str) -> None:
         if rest:
@@ -139,8 +228,9 @@ class Terminal:
 
     def _stats(self, _rest: str) -> None:
         self._say(f"{self._name} · {self._backend.description}")
-        used = self._last.n_prompt + self._last.n_predict if self._last and self._answers else 0
-        self._say(f"context {used} of {self._backend.n_ctx} tokens, {self._answers} answers")
+        turns = self._conversation.turns
+        used = self._last.n_prompt + self._last.n_predict if self._last and turns else 0
+        self._say(f"context {used} of {self._backend.n_ctx} tokens, {_count(len(turns), 'answer')}")
         if self._last:
             self._say(f"last answer: {describe(self._last)}")
 
@@ -155,7 +245,12 @@ class Terminal:
             self._console.print(text, style="dim", markup=False)
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 _SEEDS = 2**32 - 1
+_RETRY_STEP = 1_000_003  # far from the seeds of the turns that follow
 _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 

@@ -1,11 +1,15 @@
 """The chat at a terminal: driven through prompt_toolkit's own pipe, and once through a real pseudo-terminal."""
 
+import fcntl
 import os
 import pty
 import re
 import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import planted
@@ -18,7 +22,10 @@ from ggtool.backends import LoadOptions, SamplingParams
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.chat.conversation import open_conversation
 from ggtool.chat.terminal import Terminal, set_param
+from ggtool.conversion.convert import convert
 from ggtool.errors import UsageError
+from ggtool.formats import find_qtype
+from ggtool.source.resolve import bundled
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A"
 
@@ -115,7 +122,7 @@ def test_set_changes_what_the_next_answer_uses(chat, talk) -> None:
         ("/set temperature hot", "temperature takes a number, not 'hot'"),
         ("/set top_p 2", "top_p is 2.0; it must be above 0"),
         ("/set warmth 1", "there is no parameter 'warmth'; there are n_predict,"),
-        ("/quit", "there is no command /quit; there are /help, /clear, /set, /stats, /exit"),
+        ("/quit", "there is no command /quit; there are /help, /clear, /retry,"),
         ("Paris " * 120, "the context holds 128; /clear starts over"),
     ],
 )
@@ -130,7 +137,7 @@ def test_help_and_stats_tell_even_when_quiet(base, talk) -> None:
     output, _ = talk(base, f"/help{ENTER}Once{ENTER}/stats{ENTER}{CTRL_D}", quiet=True)
     for command in ("/help", "/clear", "/set", "/stats", "/exit", "Alt-Enter", "Enter alone"):
         assert command in output.err
-    assert re.search(r"context \d+ of 128 tokens, 1 answers", output.err)
+    assert re.search(r"context \d+ of 128 tokens, 1 answer", output.err)
     assert output.err.count("4 tokens") == 1  # in /stats, and not after the answer
 
 
@@ -166,6 +173,59 @@ def test_every_turn_draws_anew_and_a_cleared_conversation_repeats(base, talk) ->
     answers = [talk(base, f"{keys}{turns}{turns}{CTRL_D}")[0].out.split() for _ in range(2)]
     assert answers[0] == answers[1]
     assert talk.seeds == [9, 10, 9, 10]
+
+
+def test_retry_asks_the_same_with_other_random_numbers(base, talk) -> None:
+    keys = f"/set temperature 5{ENTER}/set top_k 0{ENTER}Once{ENTER}/retry{ENTER}/retry{ENTER}/stats{ENTER}"
+    output, prompts = talk(base, f"{keys}{CTRL_D}")
+    assert prompts == ["Once"] * 3
+    assert len(set(talk.seeds)) == 3
+    assert ", 1 answer\n" in output.err
+    output, prompts = talk(base, f"/retry{ENTER}{CTRL_D}")
+    assert "nothing has been said yet" in output.err
+
+
+def test_edit_takes_the_last_entry_back(chat, talk) -> None:
+    _, prompts = talk(chat, f"Hello{ENTER}/edit{ENTER} there{ENTER}{CTRL_D}")
+    assert prompts == ["user\nHello\nassistant\n", "user\nHello there\nassistant\n"]
+
+
+def test_a_system_message_is_set_and_shown(chat, talk) -> None:
+    output, prompts = talk(chat, f"/system{ENTER}/system Be brief.{ENTER}Hello{ENTER}{CTRL_D}")
+    assert "there is no system message" in output.err
+    assert prompts == ["system\nBe brief.\nuser\nHello\nassistant\n"]
+
+
+@pytest.mark.parametrize("kind", ["chat", "base"])
+def test_a_conversation_is_saved_and_gone_on_with(kind, talk, tmp_path, request) -> None:
+    backend = request.getfixturevalue(kind)
+    path = tmp_path / "talk.json"
+    _, before = talk(
+        backend, f"/system Be brief.{ENTER}Hello{ENTER}/save {path}{ENTER}And then?{ENTER}{CTRL_D}"
+    )
+    _, after = talk(backend, f"/load {path}{ENTER}And then?{ENTER}{CTRL_D}")
+    assert after[-1] == before[-1]
+    output, _ = talk(backend, f"/save {path}{ENTER}/load {tmp_path}{ENTER}/load {__file__}{ENTER}{CTRL_D}")
+    assert "exists" in output.err
+    assert "cannot be read" in output.err
+    assert "is not a conversation" in output.err
+
+
+def test_another_model_goes_on_with_the_conversation(base, chat, talk, folder, monkeypatch) -> None:
+    opened = []
+
+    def open_model(path):
+        opened.append(LlamaCppBackend(None, path, LoadOptions(0, 1)))
+        return opened[-1]
+
+    keys = f"Hello{ENTER}/model {folder / 'none.gguf'}{ENTER}/model {folder / 'chat.gguf'}{ENTER}And?{ENTER}/stats{ENTER}"
+    first = LlamaCppBackend(None, folder / "base.gguf", LoadOptions(0, 1))
+    output, _ = talk(first, f"{keys}{CTRL_D}", open_model=open_model)
+    assert "there is no file" in output.err
+    assert len(opened) == 1
+    assert output.err.count("chat.gguf · ") == 2
+    assert ", 2 answers" in output.err
+    assert "?B" not in output.err
 
 
 @pytest.mark.parametrize(
@@ -235,6 +295,11 @@ class Pseudo:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def drain(self) -> None:
+        """Read what has come so far, so that the child can go on writing."""
+        while select.select([self.master], [], [], 0.02)[0]:
+            self.seen += os.read(self.master, 65536).decode(errors="replace")
+
 
 @pytest.fixture(scope="module")
 def talker(folder):
@@ -252,7 +317,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(talker, tmp_path) -> None:
         terminal.expect("stopped: Ctrl-C")
         terminal.expect(">>>")
         terminal.type(f"/stats{ENTER}")
-        terminal.expect(", 1 answers")
+        terminal.expect(", 1 answer")
         terminal.expect("stopped: Ctrl-C")
         terminal.expect(">>>")
         terminal.type(f"and so{ENTER}")
@@ -279,8 +344,49 @@ def test_a_crash_in_an_answer_is_said_and_the_conversation_goes_on(talker, tmp_p
         terminal.expect("7 tokens")
         terminal.expect(">>>")
         terminal.type(f"/stats{ENTER}")
-        terminal.expect(", 1 answers")  # the one that crashed is not among them
+        terminal.expect(", 1 answer")  # the one that crashed is not among them
         terminal.expect(">>>")
         terminal.type(CTRL_D)
         terminal.expect("left in good order")
         assert terminal.child.wait(10) == 0
+
+
+def show_size(terminal: Pseudo, rows: int, columns: int) -> None:
+    """Resize the terminal, as a window manager does."""
+    fcntl.ioctl(terminal.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    os.kill(terminal.child.pid, signal.SIGWINCH)
+
+
+def lines_of(text: str) -> list[str]:
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    return [line.rstrip() for line in plain.replace("\r", "").split("\n")]
+
+
+def test_forty_columns_a_resize_and_a_paste_of_two_thousand_lines(folder) -> None:
+    """Real words of the bundled model: none is broken, in a narrow terminal and after it has become wider."""
+    path = folder / "demo.gguf"
+    convert(bundled(), [find_qtype("q8_0")], lambda _: path)
+    with Pseudo(path, {}, n_predict=60) as terminal:
+        show_size(terminal, 30, 40)
+        terminal.expect(">>>")
+        for columns in (40, 100):
+            show_size(terminal, 30, columns)
+            terminal.type(f"The history of the city{ENTER}")
+            terminal.expect("The history of the city")
+            answer = lines_of(terminal.expect("60 tokens"))
+            shown = [line for line in answer if line and ">>>" not in line]
+            assert max(map(len, shown)) <= columns
+            assert max(map(len, shown)) > columns - 25
+            terminal.expect(">>>")
+            terminal.type(f"/clear{ENTER}")
+            terminal.expect("forgotten")
+            terminal.expect(">>>")
+        pasted = "\n".join(f"line {number}" for number in range(2000))
+        for start in range(0, len(pasted), 1000):  # a terminal takes a page at a time
+            terminal.type(("\x1b[200~" if start == 0 else "") + pasted[start : start + 1000])
+            terminal.drain()
+        terminal.type(f"\x1b[201~{ENTER}")
+        terminal.expect("the context holds 512")
+        terminal.expect(">>>")
+        terminal.type(CTRL_D)
+        terminal.expect("left in good order")
