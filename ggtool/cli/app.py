@@ -51,6 +51,8 @@ COMMANDS: Mapping[str, Row] = MappingProxyType(
         "card": Row("card", "card", "A model card for a folder of GGUF files."),
         "push": Row("push_pull", "push", "Publish a folder of GGUF files on the Hub."),
         "pull": Row("push_pull", "pull", "Download a repo of GGUF files, hashes compared."),
+        "doctor": Row("doctor", "doctor", "What is installed, what runs here, and what to do about it."),
+        "cache": Row("cache", "cache", "List the cache, and clean it by age, by model or all."),
     }
 )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ggtool.errors import OutputError
 
-_SUFFIX = ".partial"
+PARTIAL_SUFFIX = ".partial"
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -62,7 +62,7 @@ def atomic_folder(path: Path, *, force: bool, is_ours: Callable[[Path], bool]) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_orphans(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent))
     except OSError as error:
         raise OutputError(f"cannot write in {path.parent}: {error.strerror}.") from error
     handle = os.open(temporary, os.O_RDONLY)
@@ -117,7 +117,7 @@ def _temporary(path: Path) -> Iterator[tuple[int, Path]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_orphans(path)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
     except OSError as error:
         raise OutputError(f"cannot write in {path.parent}: {error.strerror}.") from error
     temporary = Path(name)
@@ -159,7 +159,7 @@ def _publish(temporary: Path, path: Path, *, force: bool) -> None:
 
 def _publish_folder(temporary: Path, path: Path) -> None:
     if path.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent))
         path.rename(aside)
         try:
             temporary.rename(path)
@@ -181,7 +181,7 @@ def _flush(path: Path) -> None:
 
 
 def _remove_orphans(path: Path) -> None:
-    for orphan in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
+    for orphan in path.parent.glob(f".{path.name}.*{PARTIAL_SUFFIX}"):
         with suppress(OSError):
             handle = os.open(orphan, os.O_RDONLY)
             try:
