@@ -1,4 +1,4 @@
-"""Records turned into what a person reads. Knows records and facts and nothing of how they were measured.
+"""Reports from records. Knows records and facts, not how they were measured.
 
 records ─▶ subject (what can be compared) ─▶ sections ─▶ Document ─┬▶ html
 facts  ───────────────────────────────────────▲                    ├▶ pdf

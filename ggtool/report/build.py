@@ -1,4 +1,4 @@
-"""Records and facts in, a Document out."""
+"""Build the Document of a report from records and facts."""
 
 from __future__ import annotations
 

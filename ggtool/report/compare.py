@@ -1,8 +1,8 @@
-"""What may be said of two formats: which is better, and whether the errors allow to say so.
+"""Comparing two formats: which is better, and whether the difference exceeds the errors.
 
 Two numbers are apart when they differ by more than twice the standard error of their difference, their errors taken
-as independent. All formats are scored on the same tokens, so their errors go together and the true error of a
-difference is smaller: what is called apart here is apart, what is not may still be.
+as independent. All formats are scored on the same tokens, so their errors are correlated and the true error of a
+difference is smaller: the test is conservative.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def are_apart(a: float, a_error: float, b: float, b_error: float) -> bool:
 
 
 def kld(record: EvalRecord) -> float:
-    """Return the mean KL divergence from the reference in nats; 0 for a record that was compared with nothing."""
+    """Return the mean KL divergence from the reference in nats; 0 for a record without a reference."""
     return record.divergence.kld_mean if record.divergence else 0.0
 
 
@@ -35,7 +35,7 @@ def kld_error(record: EvalRecord) -> float:
 
 
 def are_kld_apart(a: EvalRecord, b: EvalRecord) -> bool:
-    """Whether the errors allow to say that one of two formats is nearer to the reference."""
+    """Whether the KL divergences of two formats differ by more than their errors."""
     return are_apart(kld(a), kld_error(a), kld(b), kld_error(b))
 
 
@@ -46,9 +46,9 @@ def loses_perplexity(record: EvalRecord) -> bool | None:
 
 
 def is_faster(a: EvalRecord, b: EvalRecord) -> bool:
-    """Whether even the slow end (5th percentile) of a's generation rates is above the fast end (95th) of b's.
+    """Whether the 5th percentile of a's generation rates is above the 95th percentile of b's.
 
-    One round has no ends, and shows nothing; nor does one that something disturbed.
+    False for timings of a single round and for timings that were disturbed.
     """
     if not (is_steady(a) and is_steady(b)):
         return False
@@ -58,7 +58,7 @@ def is_faster(a: EvalRecord, b: EvalRecord) -> bool:
 
 
 def is_timed_once(records: Sequence[EvalRecord]) -> bool:
-    """Whether one of the records has a single round, so that nothing can be said of which is faster."""
+    """Whether one of the records was timed in a single round, so that speeds cannot be compared."""
     return any(record.speed.repetitions == 1 for record in records if record.speed)
 
 
@@ -73,12 +73,12 @@ def size(record: EvalRecord) -> float:
 
 
 def size_then_kld(record: EvalRecord) -> tuple[float, float]:
-    """Return the key by which the smallest comes first, and of those the nearest to the reference."""
+    """Return a sort key: smallest first, and of equal sizes the nearest to the reference."""
     return size(record), kld(record)
 
 
 def front(records: Sequence[EvalRecord], cost: Number, loss: Number) -> list[EvalRecord]:
-    """Return the Pareto front: the records that no other beats in one number without losing in the other, by cost."""
+    """Return the Pareto front of cost and loss, by rising cost."""
     found: list[EvalRecord] = []
     best = math.inf
     for record in sorted(records, key=lambda record: (cost(record), loss(record))):
@@ -89,7 +89,7 @@ def front(records: Sequence[EvalRecord], cost: Number, loss: Number) -> list[Eva
 
 
 def dominators(record: EvalRecord, others: Sequence[EvalRecord]) -> list[EvalRecord]:
-    """Return those that take no more bytes and are nearer to the reference, by more than the errors; nearest first."""
+    """Return the records that take no more bytes and are nearer to the reference by more than the errors, nearest first."""
     better = [
         other
         for other in others
@@ -102,13 +102,13 @@ def dominators(record: EvalRecord, others: Sequence[EvalRecord]) -> list[EvalRec
 
 
 def alike(records: Sequence[EvalRecord]) -> list[tuple[EvalRecord, EvalRecord]]:
-    """Return neighbours in KL divergence whose order the errors do not settle."""
+    """Return pairs of neighbours in KL divergence that do not differ by more than their errors."""
     ranked = sorted((record for record in records if record.divergence), key=kld)
     return [(a, b) for a, b in itertools.pairwise(ranked) if not are_kld_apart(a, b)]
 
 
 def runs_alike(records: Sequence[EvalRecord]) -> list[list[EvalRecord]]:
-    """Return runs of formats, by KL divergence, each of which cannot be told from the next one."""
+    """Return runs of formats, by KL divergence, in which none differs from the next by more than the errors."""
     runs: list[list[EvalRecord]] = []
     for a, b in alike(records):
         if runs and runs[-1][-1] is a:

@@ -1,4 +1,4 @@
-"""What a record was measured on, and the memory that counts there: the GPU's for what ran on one, else the machine's."""
+"""The device of a record, and the memory that counts on it: the GPU's if it ran on one, else resident memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ggtool.results.records import EvalRecord
 
 
 def device_name(record: EvalRecord) -> str:
-    """Return the GPU, or the processor and the threads, that a record's speed is of."""
+    """Return the GPU, or the processor and the number of threads, that a record was timed on."""
     facts = record.environment
     if facts.get("device") == "cuda":
         return facts.get("cuda_device", "a GPU")
@@ -19,7 +19,7 @@ def is_on_gpu(record: EvalRecord) -> bool:
 
 
 def gpu_peak(record: EvalRecord) -> int | None:
-    """Return the bytes of a GPU that the process held at most, CUDA itself included where the driver says it."""
+    """Return the process's peak GPU memory in bytes, CUDA's own included where the driver reports it."""
     memory = record.memory
     if memory is None:
         return None
@@ -27,7 +27,7 @@ def gpu_peak(record: EvalRecord) -> int | None:
 
 
 def peak(record: EvalRecord) -> int | None:
-    """Return the bytes that the process held at most: of the GPU if it ran on one, else resident, libraries included."""
+    """Return the process's peak memory in bytes: of the GPU if it ran on one, else resident, libraries included."""
     on_gpu = gpu_peak(record)
     if on_gpu is not None or record.memory is None:
         return on_gpu

@@ -1,4 +1,4 @@
-"""Speeds that something disturbed: their mark in tables, and the sentences that say so instead of claiming an order."""
+"""Disturbed timings: their mark in tables, and the sentences that explain it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ggtool.results.records import Disturbance, EvalRecord, Timing
 
 MARK = "†"
 
-# Cause -> what it did, from the share of the worst format.
+# Cause -> words for it, given the share of the worst format.
 _WORDS: Mapping[str, Callable[[float], str]] = MappingProxyType(
     {
         "others": lambda share: f"other processes took up to {percent(share)} of the CPUs' time",
@@ -24,12 +24,12 @@ _WORDS: Mapping[str, Callable[[float], str]] = MappingProxyType(
 
 
 def is_steady(record: EvalRecord) -> bool:
-    """Whether an order of speed may rest on a record's timing."""
+    """Whether a record was timed, and well enough to be ranked by its speed."""
     return record.speed is not None and record.speed.is_steady
 
 
 def mark(record: EvalRecord) -> str:
-    """Return the mark to put behind a record's rates; nothing where they are steady or were not timed."""
+    """Return the mark for a record's rates; empty where they are steady or were not timed."""
     return MARK if record.speed is not None and not record.speed.is_steady else ""
 
 
@@ -39,7 +39,7 @@ def timing_mark(timing: Timing) -> str:
 
 
 def explained(records: Sequence[EvalRecord]) -> str:
-    """Return what disturbed which formats and how to time them again; nothing where all are steady."""
+    """Return which formats were disturbed, by what, and how to time them again; empty where all are steady."""
     watched = [(record, record.speed.disturbance) for record in records if record.speed]
     disturbed = [
         (record, found) for record, found in watched if found and record.speed and record.speed.is_disturbed

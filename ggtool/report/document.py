@@ -1,6 +1,6 @@
-"""A document between its contents and its three forms: sections of paragraphs, tables, figures and code.
+"""Document: sections of paragraphs, tables, figures and code, independent of the output format.
 
-Texts are plain; what stands between backticks is code. A form decides how each block looks.
+Texts are plain, with code between backticks. `html`, `pdf` and `markdown` decide how each block looks.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from ggtool.report.drawing import Drawing
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Sentences."""
+    """A paragraph of text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
-    """Sentences that stand by themselves, one a line."""
+    """A bulleted list."""
 
     items: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be typed, or bytes to be looked at."""
+    """Preformatted lines: commands, or bytes."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows, and the number to sort by where that is not the text."""
+    """A table cell: its text, and the number to sort by where there is one."""
 
     text: str
     value: float | None = None
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; `explained` says what the numbers are."""
+    """A table column: its heading, and what its numbers are."""
 
     title: str
     explained: str = ""
@@ -51,7 +51,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. A first column of kind "format" names formats, by which rows are searched and coloured."""
+    """Rows of cells. Where the first column is of kind "format", rows are searched and coloured by it."""
 
     name: str
     columns: tuple[Column, ...]
@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with the sentence that says what it shows; `name` is that of its files."""
+    """A drawing with its caption; `name` is the stem of its files."""
 
     name: str
     drawing: Drawing
@@ -70,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Quote:
-    """A text by a model, under the label of its format."""
+    """A text that a model wrote, and the label of its format."""
 
     label: str
     text: str
@@ -79,7 +79,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Quotes:
-    """Texts side by side after one prompt."""
+    """Texts of several formats after the same prompt."""
 
     prompt: str
     quotes: tuple[Quote, ...]
@@ -90,7 +90,7 @@ Block = Paragraph | Bullets | Code | Table | Figure | Quotes
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; `name` is its anchor."""
+    """A heading and its blocks; `name` is its anchor."""
 
     name: str
     title: str
@@ -99,7 +99,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """All of a report."""
+    """A whole report."""
 
     title: str
     subtitle: str
@@ -107,5 +107,5 @@ class Document:
 
     @property
     def figures(self) -> list[Figure]:
-        """Every figure, in the order they are read."""
+        """All figures, in reading order."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]

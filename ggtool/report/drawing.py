@@ -1,6 +1,6 @@
-"""A matplotlib figure and what its marks stand for; the same drawing serves page, PDF, SVG and PNG files.
+"""Drawings: matplotlib figures with labelled marks, for the page, the PDF, and SVG and PNG files.
 
-Texts stay texts in the SVG. A mark is drawn under an id, so that a page can find it and say what it is.
+Text stays text in the SVG. Each mark has an id, so that the page can show what it stands for.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Mark:
-    """What a mark stands for: the label of a format, and the line to show beside it."""
+    """The format that a mark stands for, and the line to show beside it."""
 
     label: str
     tip: str
@@ -63,7 +63,7 @@ class Mark:
 
 @dataclass
 class Drawing:
-    """A figure and its marks by id. `alt` says in words what is drawn."""
+    """A figure and its marks by id. `alt` describes it in words."""
 
     canvas: Canvas
     alt: str
@@ -77,14 +77,14 @@ class Drawing:
 
     @cached_property
     def svg(self) -> str:
-        """The figure as a whole SVG file, the same bytes each time."""
+        """The figure as an SVG file, byte-identical on every call."""
         out = io.StringIO()
         with mpl.rc_context(_STYLE):
             self.canvas.savefig(out, format="svg", metadata={"Date": None})
         return out.getvalue()
 
     def inline_svg(self, name: str) -> str:
-        """Return it for a page: ids that begin with `name`, colours from the page, marks that know what they are."""
+        """Return the SVG for inclusion in the page: ids begin with `name`, colours are the page's, marks carry their labels."""
         svg = self.svg[self.svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
         svg = re.sub(r'<g id="(mark\d+)">', lambda m: self._group(m[1]), svg)
@@ -99,7 +99,7 @@ class Drawing:
 
     @cached_property
     def png(self) -> bytes:
-        """The figure in pixels, 160 to the inch."""
+        """The figure as PNG, 160 pixels per inch."""
         out = io.BytesIO()
         with mpl.rc_context(_STYLE):
             self.canvas.savefig(out, format="png", dpi=160)
@@ -125,7 +125,10 @@ def new_drawing(
 
 
 def plain_ticks(axis: Any) -> None:
-    """Write a logarithmic axis' ticks as plain numbers, small ones as powers of ten, also 2 and 5 where it is short. Call it when all is drawn."""
+    """Write the ticks of a logarithmic axis as plain numbers, small ones as powers of ten; also 2 and 5 on a short axis.
+
+    Call it after everything is drawn.
+    """
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,), numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
@@ -141,7 +144,7 @@ def _tick(value: float) -> str:
 
 
 def rows_of_formats(ax: Axes, labels: Sequence[str]) -> None:
-    """Let each format have a row of `ax`, the first on top."""
+    """Give each format a row of `ax`, the first on top."""
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.grid(axis="x")

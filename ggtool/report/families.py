@@ -1,4 +1,4 @@
-"""Families of formats: one colour and one mark each, the same in every figure and table.
+"""Families of formats, each with a colour and a mark for all figures and tables.
 
 Colours are Okabe and Ito's, which people with any common colour blindness tell apart; the marks differ too, for print
 in grey. `dark` is the same hue, lighter, for a dark page.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """Its key, what it is called, and how it looks."""
+    """A family: key, name, and appearance."""
 
     key: str
     name: str

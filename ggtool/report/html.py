@@ -1,4 +1,4 @@
-"""A document as one HTML page that needs nothing beside it: no network, no other file."""
+"""A document as one self-contained HTML page: no network, no other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names beside points without names upon names: each takes the first free place around its point, or none."""
+"""Place point labels without overlap: each takes the first free position around its point, or is left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-# (dx, dy) in points from the mark, and how the text hangs there.
+# (dx, dy) in points from the mark, and the text's alignment.
 _PLACES = (
     (7, 0, "left", "center"),
     (-7, 0, "right", "center"),
@@ -25,20 +25,20 @@ _PLACES = (
     (-9, -14, "right", "top"),
 )
 _SIZE = 7.5
-_CHARACTER, _LINE = 0.60 * _SIZE, 1.15 * _SIZE  # DejaVu Sans, about
+_CHARACTER, _LINE = 0.60 * _SIZE, 1.15 * _SIZE  # about, in DejaVu Sans
 _POINT = 4.0
 
 
 def label_points(
     ax: Axes, points: Sequence[tuple[float, float, str]], line: Sequence[tuple[float, float]] = ()
 ) -> None:
-    """Write (x, y, text) beside their points, the first ones first, and off the `line` through (x, y).
+    """Place labels (x, y, text) beside their points in order of priority, clear of the `line` through points (x, y).
 
-    Call it when the axes have their limits.
+    Call it after the axes have their limits.
     """
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # the layout decides where points come to stand
+    figure.draw_without_rendering()  # the layout decides where points are
     scale = 72 / figure.dpi
     places = [ax.transData.transform((x, y)) * scale for x, y, _ in points]
     taken = [Bbox.from_extents(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in places]
@@ -58,7 +58,7 @@ def label_points(
 
 
 def _along(start: Any, end: Any) -> list[Bbox]:
-    """Return small boxes on the way between two places in points, a character apart."""
+    """Return small boxes along the segment between two positions in points, one character apart."""
     n = max(2, int(max(abs(end - start)) / _CHARACTER))
     way = [start + (end - start) * i / n for i in range(1, n)]
     return [Bbox.from_extents(x - 0.5, y - 0.5, x + 0.5, y + 0.5) for x, y in way]

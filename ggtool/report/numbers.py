@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: an error's two leading digits decide how many a value has."""
+"""Format numbers: a value is rounded to the two leading digits of its error."""
 
 from __future__ import annotations
 

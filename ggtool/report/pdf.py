@@ -1,4 +1,4 @@
-"""A document as a PDF: A4, an outline to its sections, figures as vectors, texts that can be searched."""
+"""A document as a PDF: A4, with an outline, vector figures and searchable text."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _NUMBER_HEAD = ParagraphStyle("number head", _HEAD, alignment=2)
 
 
 class _Anchor(Flowable):
-    """An entry of the outline, at the place where it is drawn."""
+    """A flowable that adds an outline entry at its position."""
 
     def __init__(self, name: str, title: str) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def _cell(text: str, kind: str) -> Any:
 
 
 def _column_widths(table: Table) -> list[float]:
-    """Return what the widest cell of each column needs, narrowed in proportion where the page is too narrow."""
+    """Return column widths that fit the widest cells, scaled down where the page is too narrow."""
     needed = []
     for i, column in enumerate(table.columns):
         font = _MONO if column.kind == "format" else FONT

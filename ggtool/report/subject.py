@@ -1,8 +1,8 @@
-"""Which records of a store a report is about: those whose numbers may stand beside each other.
+"""Choose the records of a store that a report compares.
 
 The same model and weights, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same
-protocol and the same tokens scored. Of each format the newest record counts. The newest of all that nothing failed in
-says which model and text that are.
+protocol and the same tokens scored. Of each format the newest record counts. The newest record without
+a failure decides which model and text the report is about.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Subject:
 
     @property
     def uncompared(self) -> list[EvalRecord]:
-        """Those of `compared` whose predictions were set against nothing."""
+        """Those of `compared` without a divergence."""
         return [record for record in self.compared if record.divergence is None]
 
     @property
     def newest(self) -> EvalRecord:
-        """The record that says what all of them are about."""
+        """The newest record; model, corpus and protocol are taken from it."""
         return max(self.measured or self.records, key=lambda record: record.test_time)
 
     def sweep_command(self, backends: str) -> str:
@@ -63,7 +63,7 @@ class Subject:
 
 
 def choose_subject(records: Iterable[EvalRecord], model: str | None = None) -> Subject:
-    """Return what the newest record, of `model` if it is named, can be compared with; UsageError without any."""
+    """Return the records comparable with the newest one, of `model` if it is named; UsageError without any."""
     everything = list(records)
     mine = [record for record in everything if model is None or record.model == model]
     if not mine:

@@ -1,4 +1,4 @@
-"""The summary: what to pick and what may not be said, in sentences made of the numbers and of nothing else."""
+"""The sentences of the summary, each made from the numbers alone."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from ggtool.report.numbers import (
 from ggtool.report.subject import Subject
 from ggtool.results.records import EvalRecord
 
-# Shares of the reference's bytes that a budget may be.
+# Memory budgets, as shares of the reference's bytes.
 _BUDGETS = ((1 / 2, "half"), (1 / 4, "a quarter"), (1 / 6, "a sixth"))
 
 
 def summarize(subject: Subject) -> tuple[str, ...]:
-    """Return the summary's sentences, each able to stand alone."""
+    """Return the summary's sentences; each can be read alone."""
     if not subject.measured:
         return (_what_was_measured(subject), *_failures(subject))
     return (
@@ -95,7 +95,7 @@ def _least_memory(subject: Subject) -> list[str]:
 
 
 def _within_budgets(subject: Subject) -> list[str]:
-    """Say for each budget what is nearest to the reference, and what cannot be told from it."""
+    """Return, for each memory budget, the format nearest to the reference and those not significantly worse."""
     before, compared = subject.reference, [record for record in subject.compared if record.divergence]
     if before is None or not compared:
         return []

@@ -1,4 +1,4 @@
-"""Records as a rich table: one row per format, sizes in MiB, a failed row with its reason."""
+"""The terminal table of records: one row per format, sizes in MiB, failures with their reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEADINGS = (
 
 
 def eval_table(records: Sequence[EvalRecord]) -> Table:
-    """Return the table of an evaluation, a row a record, in the order given."""
+    """Return a table with one row per record, in the order given."""
     with_vram = any(record.memory and record.memory.peak_vram_bytes is not None for record in records)
     table = Table(caption=_caption(records), caption_justify="left", header_style="bold")
     table.add_column("format", no_wrap=True)
@@ -72,7 +72,7 @@ def _cells(record: EvalRecord) -> dict[str, str]:
 
 
 def _caption(records: Sequence[EvalRecord]) -> str:
-    """Say once what holds for every row: model, text, method, where it ran."""
+    """Return what all rows share: model, text, method, device."""
     lines = []
     measured = next((record for record in records if record.perplexity), None)
     if measured and measured.perplexity:

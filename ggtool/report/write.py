@@ -1,4 +1,4 @@
-"""A report on disk: the page, the PDF, the Markdown and the figures, each whole or not at all."""
+"""Write a report: the page, the PDF, the Markdown and the figures, each file atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggtool.system.atomic import atomic_output
 
 
 def write_report(document: Document, out: Path) -> list[Path]:
-    """Write report.html, .pdf and .md and the figures, each whole or not at all; OutputError if that fails."""
+    """Write report.html, .pdf, .md and the figures, each file atomically; OutputError if that fails."""
     files: dict[str, bytes] = {
         "report.html": to_html(document).encode(),
         "report.pdf": to_pdf(document),

@@ -1,6 +1,6 @@
-"""The sections of a report, one a file: records and facts in, a Section out.
+"""The sections of a report, one a file; each makes a Section of records and facts.
 
-Each answers one question of the study. What was not measured or gathered is said, with how to get it.
+Each answers one question of the study, and says how to get what was not measured or gathered.
 """
 
 from __future__ import annotations

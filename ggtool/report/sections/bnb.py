@@ -1,4 +1,4 @@
-"""bitsandbytes: what its int8 and its 4-bit formats do to the model."""
+"""The bitsandbytes section: int8 and the 4-bit formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COLUMNS = (FORMAT, WEIGHTS, PPL, KLD, SPEED_COLUMN)
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
-    """Return its formats, each before and after in a sentence."""
+    """Return a sentence and a row for each bitsandbytes format."""
     rows = [record for record in subject.measured if record.format.startswith("bnb-")]
     if not rows:
         command = subject.sweep_command("bnb-int8,bnb-fp4,bnb-nf4,bnb-nf4-dq")

@@ -1,4 +1,4 @@
-"""Cells that several tables have."""
+"""Table cells shared by several sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format in one table, before and after; a failed one with its reason."""
+"""The table of all formats; failed ones with their reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF: what is in such a file, shown on this model's own, and what running it locally gives."""
+"""The GGUF section: what is in a file, shown on this model's own, and what the measured files gain."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _MEASURED_COLUMNS = (
 
 
 def section(subject: Subject, facts: Facts) -> Section:
-    """Return the file from its first byte to its tensors, then what the measured files do."""
+    """Return a walk through the file, then the measurements of the GGUF formats."""
     blocks: list[Block] = [Paragraph(_HOW)] if facts.gguf is None else _file(facts.gguf)
     rows = [record for record in subject.measured if record.format.startswith("gguf-")]
     blocks.append(Paragraph("To convert the model, and to talk to the file on this machine:"))
@@ -161,13 +161,13 @@ def _commands(rows: list[EvalRecord], subject: Subject) -> str:
 
 
 def _shown(rows: list[EvalRecord]) -> EvalRecord | None:
-    """Return the format that stands for all: the usual choice where it was measured."""
+    """Return the format used as the example: Q4_K_M where it was measured."""
     usual = next((record for record in rows if record.label == "gguf-q4_k_m"), None)
     return usual or (rows[0] if rows else None)
 
 
 def _benefits(record: EvalRecord, before: EvalRecord) -> str:
-    """Set one file against the original in its own runtime."""
+    """Compare one file with the original in its own runtime."""
     found = [f"holds {percent(size(record) / size(before))} of the weights' bytes"]
     mine, theirs = peak(record), peak(before)
     if mine and theirs and is_on_gpu(record) == is_on_gpu(before):

@@ -1,4 +1,4 @@
-"""How fast a format reads and writes on this device."""
+"""The latency section: prompt processing and generation on this device."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMNS = (
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
-    """Return bars of both rates with their percentiles, and the numbers."""
+    """Return both rates as bars with percentiles, and as a table."""
     timed = [record for record in subject.records if record.speed]
     if not timed:
         return Section("latency", "Latency", (Paragraph("No speed was measured."),))

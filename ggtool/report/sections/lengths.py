@@ -1,4 +1,4 @@
-"""Speed at other lengths, depths and batch sizes than the two numbers that every format has."""
+"""Speed at further lengths, depths and batch sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ggtool.report.sections.cells import FORMAT, MISSING, format_cell
 from ggtool.report.subject import Subject
 from ggtool.results.records import EvalRecord, Timing
 
-# Prompts whose times differ by less than this are said to take the same.
+# Prompts whose times differ by less than this factor count as equal.
 _SAME = 1.25
 
 _Stage = tuple[str, int, int, int]
 
 
 def blocks(subject: Subject, timed: Sequence[EvalRecord]) -> list[Block]:
-    """Return a table of all lengths that were timed, and whether time grows with them; nothing where none was."""
+    """Return a table of all further lengths, and a note if time does not grow with them; empty where none was timed."""
     stages = list(dict.fromkeys(_stage(timing) for record in timed for timing in _timings(record)))
     if not stages:
         return []
@@ -57,7 +57,7 @@ def _column(stage: _Stage) -> Column:
 
 
 def _does_not_grow(before: EvalRecord | None) -> str:
-    """Say so where a long prompt takes as long as a short one: then it is not computing that takes the time."""
+    """Return a note where a long prompt takes no longer than a short one, so that overhead dominates; else ""."""
     if before is None:
         return ""
     prompts = sorted(

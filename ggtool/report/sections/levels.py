@@ -1,4 +1,4 @@
-"""What four bits can stand for: even steps, FP4, NF4 and IQ4 over the weights of this very model."""
+"""The levels section: the 16 values of int4, FP4, NF4 and IQ4 over this model's weights."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _COLUMNS = (
     Column("error, searched %", "the same with the searched scale of a scratch-* format, 32 weights a scale"),
     Column("code bits", "entropy of the codes: 4 when all 16 are used equally often"),
 )
-# The pairs that differ in their levels and in nothing else.
+# Pairs that differ in their levels alone.
 _PAIRS = (("scratch-int4", "scratch-nf4"), ("scratch-int4", "scratch-iq4"), ("bnb-fp4", "bnb-nf4"))
 
 
 def section(subject: Subject, facts: Facts) -> Section:
-    """Return the weights with the levels over them, and what the levels do to weights and to predictions."""
+    """Return the distribution of weights with each table's levels, and the errors in weights and predictions."""
     weights = facts.weights
     blocks: list[Block] = []
     if weights is None:
@@ -83,7 +83,7 @@ def _explanation(weights: WeightFacts) -> str:
 
 
 def _measured(subject: Subject) -> str:
-    """Say what the levels do to predictions, of every pair that differs in nothing else."""
+    """Compare predictions of each pair of formats that differ in their levels alone."""
     sentences = []
     for even, other in _PAIRS:
         a, b = subject.find(even), subject.find(other)

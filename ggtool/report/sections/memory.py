@@ -1,4 +1,4 @@
-"""How much memory a format takes, for its weights and as a process."""
+"""The memory section: bytes of the weights, and of the process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _COLUMNS = (
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
-    """Return bars of weights and peaks, and all counts."""
+    """Return weights and peaks as bars, and all counts as a table."""
     records = [record for record in subject.records if record.model_size]
     blocks: list[Block] = [Paragraph(_sentences(subject))]
     on_gpu = any(is_on_gpu(record) for record in records)

@@ -1,4 +1,4 @@
-"""How the numbers were made, on what, and how to make them again."""
+"""The method section: how the numbers were made, on what, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _sweep_command(subject: Subject) -> str:
 
 
 def _as_backend(record: EvalRecord) -> str:
-    """Return what to type for a record; no format is called like a mix, which only its folder is."""
+    """Return the value of --backend for a record: its label, or the folder's name for a mix."""
     return record.artifact if record.format.startswith("scratch-mix") else record.label
 
 

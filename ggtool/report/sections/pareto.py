@@ -1,4 +1,4 @@
-"""Which formats no other beats: size against divergence, and against speed."""
+"""The Pareto section: size against divergence, and size against speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MIB = 2**20
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
-    """Return both fronts, drawn and in words."""
+    """Return both Pareto fronts as figures and sentences."""
     blocks: list[Block] = []
     compared = [record for record in subject.compared if record.divergence and kld(record) > 0]
     if compared:

@@ -1,4 +1,4 @@
-"""The whole model or a part of it: what each part costs and saves when it alone is quantized."""
+"""The parts section: what each part of the model costs and saves when quantized alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _COLUMNS = (
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
-    """Return the parts of the format of which most parts were measured, worst first."""
+    """Return the parts of the format that has most parts measured, worst first."""
     family = _with_parts(subject)
     if not family:
         command = subject.sweep_command(
@@ -113,7 +113,7 @@ def _sentences(subject: Subject, family: list[EvalRecord]) -> str:
 
 
 def _prices(parts: list[EvalRecord], before: EvalRecord) -> str:
-    """Say which part costs most and which least for the bytes that it saves."""
+    """Return which part costs most, and which least, per byte saved."""
     prices = {
         part.components: kld(part) / (size(before) - size(part))
         for part in parts

@@ -1,4 +1,4 @@
-"""What quantization costs in perplexity and in agreement with the reference."""
+"""The quality section: perplexity, and divergence from the reference."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _COLUMNS = (
 
 
 def section(subject: Subject, _facts: Facts) -> Section:
-    """Return perplexity before and after, the divergences, and which losses can be seen."""
+    """Return perplexities, divergences, and which changes are significant."""
     measured = subject.measured
     blocks: list[Block] = [Paragraph(_sentences(subject))]
     compared = [record for record in subject.compared if record.divergence]

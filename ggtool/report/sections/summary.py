@@ -1,4 +1,4 @@
-"""What to pick, what is dominated, what the errors do not allow to be said."""
+"""The summary section: what to choose, what is dominated, what the errors leave open."""
 
 from __future__ import annotations
 

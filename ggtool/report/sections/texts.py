@@ -1,4 +1,4 @@
-"""What each format writes after the same prompts with the same random numbers."""
+"""The texts section: each format's text after the same prompts, with the same random numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOW = (
 
 
 def section(subject: Subject, facts: Facts) -> Section:
-    """Return the texts, prompt by prompt, and how long each agrees with the reference's."""
+    """Return the texts by prompt, and for how many tokens each agrees with the reference's."""
     known = {record.label for record in subject.records}
     samples = [sample for sample in facts.samples if sample.format in known]
     if not samples:
