@@ -1,1 +1,1 @@
-"""What was measured: records, the store that keeps them, the facts and texts that a report shows beside them."""
+"""Measurement records, the store that keeps them, and the facts and texts that a report shows beside them."""

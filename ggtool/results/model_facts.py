@@ -1,6 +1,6 @@
-"""What a report shows of a model beside its measurements: its weights, its GGUF file, texts it wrote. Plain data.
+"""Facts about a model that a report shows beside its measurements: its weights, its GGUF file, texts it wrote.
 
-Whoever can open the model gathers it (`ggtool.evaluation.inspect_model`, `ggtool.evaluation.samples`); whoever writes about it needs no model.
+Plain data: `ggtool.evaluation.inspect_model` and `ggtool.evaluation.samples` gather it, so that a report needs no model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ggtool.results.samples import Sample
 
 @dataclass(frozen=True)
 class LevelSet:
-    """The values that 4 bits may stand for, in units of the largest, and what rounding this model to them does.
+    """A table of 16 values for 4-bit codes, relative to the largest, and the error of rounding this model to it.
 
     Errors are the squared error as a share of the weights' power: with the largest weight of 64 on the table's
     positive end, and with the searched scale of a scratch-* format for 32. code_bits is the entropy of the codes
@@ -65,7 +65,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFacts:
-    """Everything a GGUF file says of itself before its weights. `head` is its first 24 bytes in hex."""
+    """The header of a GGUF file. `head` is its first 24 bytes in hex."""
 
     file: str
     n_bytes: int
@@ -79,7 +79,7 @@ class GGUFFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """All of it; what was not gathered is None or empty. `commands` made the results, as typed."""
+    """All facts of a report; None or empty where not gathered. `commands` are those that made the results, as typed."""
 
     weights: WeightFacts | None = None
     gguf: GGUFFacts | None = None

@@ -1,9 +1,9 @@
-"""EvalRecord, the parts it is made of, and the append-only store of them.
+"""EvalRecord: one format of one model, measured, and the parts that a record is made of.
 
 Plain numbers and short strings only, so that a record means the same to a reader in any language.
-SCHEMA names the meaning of the numbers; it is bumped when a meaning changes, and the reason goes here:
+SCHEMA is the version of what the numbers mean. It is raised when a meaning changes; the reasons:
     1  first version
-    2  speed says what disturbed it (`Disturbance`); the numbers of 1 mean the same, only nobody watched
+    2  speed records what disturbed it (`Disturbance`); numbers of schema 1 mean the same, but were not watched
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Perplexity:
     """Perplexity of one token stream under one named protocol; `docs/method.md` defines each number.
 
     A *_stderr is the standard error of the number it is named after, by the delta method from the spread of
-    token losses (nll, nats). word_ppl is None for a text whose words no blanks divide. n_tokens, n_words and n_bytes count what was scored, not what was read.
+    token losses (nll, nats). word_ppl is None for a text without spaces between words. n_tokens, n_words and n_bytes count what was scored, not what was read.
     """
 
     ppl: float
@@ -77,15 +77,15 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What else went on while speed was timed, so that a disturbed number does not look like any other.
+    """Other load on the machine while speed was timed.
 
-    Of the `rounds` that count, `disturbed` were so, for the `causes`: "others" (other processes), "steal" (the
+    `disturbed` of the `rounds` kept were disturbed, by the `causes`: "others" (other processes), "steal" (the
     hypervisor), "waiting" (threads ready to run without a CPU), "throttled" (a cgroup's CPU limit), "heat", "gpu" (work of
-    others on the GPU). `repeated` rounds were timed again, at other lengths too. wide: the numbers ("pp", "tg", "ttft")
+    others on the GPU). `repeated` counts the rounds that were timed again, those at other lengths included. wide: the numbers ("pp", "tg", "ttft")
     whose rounds differ by more than the method allows. loading: whether opening the model was disturbed.
-    Shares between 0 and 1 are those of the worst round that counts: others and steal of the CPUs' time, waiting of the
+    Shares lie between 0 and 1 and are those of the worst round kept: others and steal of the CPUs' time, waiting of the
     threads', throttled of the round's, gpu of the time around the rounds. heat counts slow-downs, switches involuntary
-    context switches; the clocks are read after each round. None is what the machine does not say.
+    context switches; the clocks are read after each round. None: the machine does not report it.
     """
 
     rounds: int
@@ -107,7 +107,7 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Timing:
-    """One stage at one length, timed over and over; rates in tokens/s, samples in seconds.
+    """Repeated timings of one stage at one length; rates in tokens/s, samples in seconds.
 
     kind pp: a prompt of `n_tokens` at once. kind tg: `n_tokens` made one by one after `depth` others, 0 being the
     first token alone; with a `batch` above 1, `n_tokens` of each of so many texts together, and the rate is that of
@@ -133,7 +133,7 @@ class Speed:
     a prompt of `tg_depth`, tokens/s. ttft_s: a prompt of `pp_tokens` until its first new token, seconds.
     load_s: opening the weights, seconds, once, imports excluded. Raw samples are seconds, *_p5 and *_p95 their
     quantiles as rates (pp, tg) or seconds (ttft). timings: the same stages at other lengths. cpu_mhz, gpu_mhz: the
-    clocks right after the timed rounds, None where the machine does not say. disturbance is None where nobody watched.
+    clocks right after the timed rounds, None where the machine does not report them. disturbance is None in records of schema 1.
     """
 
     pp_ts: float
@@ -161,17 +161,17 @@ class Speed:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether something else disturbed the main rounds or used the GPU; False where nobody watched."""
+        """Whether something else disturbed the main rounds or used the GPU; False in records of schema 1."""
         return bool(self.disturbance and self.disturbance.causes)
 
     @property
     def is_steady(self) -> bool:
-        """Whether an order of speed may rest on it: neither disturbed nor with rounds further apart than allowed."""
+        """Whether formats may be ranked by it: not disturbed, and the rounds close enough together."""
         return not self.is_disturbed and not (self.disturbance and self.disturbance.wide)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Speed:
-        """Rebuild it from parsed JSON, whose lists are tuples here."""
+        """Rebuild a Speed from parsed JSON, turning lists into tuples."""
         timings = tuple(Timing(**_with_tuples(timing)) for timing in data.get("timings", ()))
         watched = data.get("disturbance")
         disturbance = None if watched is None else Disturbance(**_with_tuples(watched))
@@ -187,7 +187,7 @@ class MemoryUsage:
     what the interpreter and its libraries took before the model. pss (shared pages divided among those who share
     them), uss (private pages) and rss with its anonymous, file-backed and shared-memory parts are what is held
     after the last token. peak_vram_bytes is what torch reserved at most, peak_vram_allocated_bytes what tensors
-    took of it, vram_process_bytes the driver's count. None is what the machine does not say.
+    took of it, vram_process_bytes the driver's count. None: the machine does not report it.
     """
 
     weights_bytes: int
@@ -250,17 +250,17 @@ class EvalRecord:
         return label(self.format, self.components)
 
     def to_json(self) -> str:
-        """Return the record as one line of JSON. Non-finite numbers never get here: measuring refuses them."""
+        """Return the record as one line of JSON; ValueError for a number that is not finite."""
         return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalRecord:
-        """Rebuild a record from parsed JSON; unknown keys raise TypeError, as a newer schema should."""
+        """Rebuild a record from parsed JSON; TypeError for unknown keys, as in records of a newer schema."""
         return cls(**{name: part_from_dict(name, value) for name, value in data.items()})
 
 
 def part_from_dict(name: str, value: Any) -> Any:
-    """Rebuild one field of a record from parsed JSON: a part becomes its dataclass, the rest stays as it is."""
+    """Rebuild one field of a record from parsed JSON; parts become dataclasses, other values are returned unchanged."""
     if name not in PARTS or value is None:
         return value
     return Speed.from_dict(value) if name == "speed" else PARTS[name](**_with_tuples(value))

@@ -30,7 +30,7 @@ class Sample:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Read samples, one JSON object a line; a line torn by a kill is passed over. UsageError for another file."""
+    """Read samples, one JSON object a line; a line cut short by a kill is skipped. UsageError for another file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:

@@ -26,7 +26,7 @@ class ResultStore:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 line = record.to_json().encode() + b"\n"
                 if file.tell() and not _ends_in_newline(file.fileno(), file.tell()):
-                    line = b"\n" + line  # closes a line torn by a kill
+                    line = b"\n" + line  # ends a line cut short by a kill
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -34,12 +34,12 @@ class ResultStore:
             raise OutputError(f"cannot append to {self.path}: {error.strerror}.") from error
 
     def __iter__(self) -> Iterator[EvalRecord]:
-        """Yield the records, of this schema and of older ones, oldest first; lines torn by a kill are passed over."""
+        """Yield the records, of this schema and of older ones, oldest first; lines cut short by a kill are skipped."""
         return (record for record in self._lines() if record is not None)
 
     @property
     def n_strange(self) -> int:
-        """How many lines are not records: torn by a kill, of a newer schema, or something else."""
+        """How many lines are not records: cut short by a kill, of a newer schema, or something else."""
         return sum(record is None for record in self._lines())
 
     def _lines(self) -> Iterator[EvalRecord | None]:
