@@ -1,1 +1,1 @@
-"""One harness for all formats: request, plan, measuring tasks, metrics, records' keys, experiments and presets."""
+"""The evaluation harness: request, plan, measuring tasks, metrics, record keys, experiments and presets."""

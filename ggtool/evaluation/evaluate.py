@@ -1,6 +1,6 @@
-"""Measure the targets of a plan, each number in a process of its own, one record a target.
+"""Measure the targets of a plan, one record per target.
 
-Quality, speed and memory are three children. What fails becomes a row with its reason, the rest goes on.
+Quality, speed and memory are measured in a child process each. A failure becomes a row with its reason.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _FOOTPRINT = ("model_size", "model_n_params", "bpw", "modules_quantized", "modul
 
 
 def evaluate(what: Plan, progress: EvalProgress, known: Known | None = None) -> Iterator[EvalRecord]:
-    """Measure each target in turn and yield its record as soon as it is whole.
+    """Measure each target in turn and yield its record when it is complete.
 
-    What `known` has of a target (`ggtool.evaluation.record_keys.find_known`) goes into its record and is not measured again.
+    Numbers in `known` (`ggtool.evaluation.record_keys.find_known`) are copied into the record and not measured again.
     """
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name:
         folder = Path(name)
@@ -64,7 +64,7 @@ def _measure(
 
         timeout_s = what.request.timeout_s
         if timeout_s is not None and task == "speed":
-            timeout_s += what.request.wait_s  # waiting for quiet is not being stuck
+            timeout_s += what.request.wait_s  # waiting for a quiet machine does not count
         try:
             outcome = worker.run(_job(what, target, task, folder), relay, timeout_s)
         except GgtoolError as error:

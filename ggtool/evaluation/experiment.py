@@ -78,7 +78,7 @@ _KINDS: Mapping[type, str] = MappingProxyType(
 
 
 def find_preset(name: str) -> Path:
-    """Return the file of a preset; UsageError for one that there is not."""
+    """Return the file of a preset; UsageError for an unknown name."""
     if name.lower() not in PRESETS:
         raise UsageError(f"there is no preset {name!r}; known: {', '.join(PRESETS)}.")
     return PRESETS[name.lower()]
@@ -91,16 +91,16 @@ def read_experiment(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None
+        raise UsageError(f"{path} is not UTF-8 text.") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {error}") from None
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path} holds no settings; write keys such as `backends: [hf-fp32, gguf-q4_0]`.")
+        raise UsageError(f"{path} has no settings; write keys such as `backends: [hf-fp32, gguf-q4_0]`.")
     return {str(key): _check(path, str(key), value) for key, value in data.items()}
 
 
 def request_from(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> EvalRequest:
-    """Return the request of a file's settings; a flag that is not None counts before the file's value."""
+    """Return the request of a file's settings; flags that are not None override the file."""
     merged = {**settings, **{key: value for key, value in flags.items() if value is not None}}
     fields = {_KEYS[key].field: value for key, value in merged.items()}
     fields["threads"] = fields.get("threads") or usable_cpus()
@@ -111,7 +111,7 @@ def _check(path: Path, key: str, value: Any) -> Any:
     where = f"{path}: {key}"
     known = _KEYS.get(key)
     if known is None:
-        raise UsageError(f"{where} is no key of an experiment; known: {', '.join(_KEYS)}.")
+        raise UsageError(f"{where} is not a setting of an experiment; known: {', '.join(_KEYS)}.")
     if not _is(value, known.kind):
         raise UsageError(f"{where} takes {_KINDS[known.kind]}, not {value!r}.")
     if known.kind is list:
@@ -131,7 +131,7 @@ def _check(path: Path, key: str, value: Any) -> Any:
 def _is(value: Any, kind: type) -> bool:
     if kind is tuple:
         return type(value) is list and all(type(item) is int for item in value)
-    return type(value) is kind or (kind is float and type(value) is int)  # a bool is no int here
+    return type(value) is kind or (kind is float and type(value) is int)  # a bool is not an int here
 
 
 def _check_backends(where: str, values: list[Any]) -> list[str]:

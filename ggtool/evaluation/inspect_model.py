@@ -1,4 +1,4 @@
-"""Look at a model's own weights and at its GGUF file, for a report that explains both.
+"""Gather facts about a model's weights and its GGUF file for a report.
 
 Weights: the matrices of the blocks, sampled evenly, in the orientation and the groups that quantizers see.
 """
@@ -52,7 +52,9 @@ def _survey(source: ModelSource) -> WeightFacts:
         and tensor.n_per_row >= BLOCK
     ]
     if not tensors:
-        raise SourceError(f"{source.model} has no matrix in a block whose rows hold {BLOCK} weights.")
+        raise SourceError(
+            f"{source.model} has no matrix in its blocks with rows of at least {BLOCK} weights."
+        )
     sampled = [torch.from_numpy(_sample(tensor, _SAMPLED_WEIGHTS // len(tensors))) for tensor in tensors]
     units = torch.cat([_units(weight) for weight in sampled])
     density, edges = np.histogram(units[units.abs() < 1].numpy(), bins=_BINS, range=(-1, 1), density=True)
@@ -67,7 +69,7 @@ def _survey(source: ModelSource) -> WeightFacts:
 
 
 def read_gguf(path: Path) -> GGUFFacts:
-    """Return what the header of a GGUF file says; ArtifactError if it is none."""
+    """Return the facts in a GGUF file's header; ArtifactError if it cannot be read."""
     header = read_header(path)
     with path.open("rb") as file:
         head = file.read(24)
@@ -90,7 +92,7 @@ def read_gguf(path: Path) -> GGUFFacts:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch from sharing out pieces that are too small for it: on a busy machine that takes four times as long."""
+    """Run torch with one thread: the pieces are small, and on a busy machine several threads take four times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -100,7 +102,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _sample(tensor: ModelTensor, n_weights: int) -> npt.NDArray[np.float32]:
-    """Return about `n_weights` of a matrix, runs of whole rows evenly spread, (rows, n_per_row)."""
+    """Return about `n_weights` weights of a matrix: whole rows, evenly spread, (rows, n_per_row)."""
     n_runs = min(_RUNS, tensor.n_rows)
     length = max(1, min(tensor.n_rows, n_weights // tensor.n_per_row) // n_runs)
     begins = [run * tensor.n_rows // n_runs for run in range(n_runs)]
@@ -110,7 +112,7 @@ def _sample(tensor: ModelTensor, n_weights: int) -> npt.NDArray[np.float32]:
 
 
 def _blocks(weight: Tensor) -> Iterator[Tensor]:
-    """Yield (n_blocks, block) of whole blocks in each row; a row's end that fills none is left out."""
+    """Yield whole blocks (n_blocks, block); an incomplete block at a row's end is left out."""
     whole = weight.shape[1] // BLOCK * BLOCK
     if whole:
         yield weight[:, :whole].reshape(-1, BLOCK)

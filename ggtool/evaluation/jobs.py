@@ -1,4 +1,4 @@
-"""What crosses the border to a measuring child, one dataclass a task; `ggtool.evaluation.tasks` does them.
+"""Jobs for measuring children, one dataclass per task; `ggtool.evaluation.tasks` runs them.
 
 Paths are absolute. `tokens` is an .npz file of `ggtool.corpus.Tokens`.
 """
@@ -20,7 +20,7 @@ TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 
 @dataclass(frozen=True)
 class ModelToOpen:
-    """A model on disk, and how a child opens it."""
+    """A model on disk, and the options to open it with."""
 
     format: Format
     path: Path
@@ -29,7 +29,7 @@ class ModelToOpen:
 
 @dataclass(frozen=True)
 class Reference:
-    """The model that predictions are compared with, and what a record says of it."""
+    """The model that predictions are compared with, its label and its sha256."""
 
     model: ModelToOpen
     label: str
@@ -44,7 +44,7 @@ class ModelJob:
 
     @property
     def threads(self) -> int:
-        """Of the model's products."""
+        """Number of CPU threads the model computes with."""
         return self.model.options.threads
 
 
@@ -87,7 +87,7 @@ class QualityJob(ModelJob):
 class SpeedJob(ModelJob):
     """Time loading, prompts and generation; `prompts`, `depths` and `batches` are further lengths and sizes.
 
-    wait_s: how long to wait, in all, for a moment when nothing else computes.
+    wait_s: seconds to wait, in total, for other load to end.
     """
 
     runs: ClassVar[str] = "ggtool.evaluation.tasks:speed"
@@ -103,7 +103,7 @@ class SpeedJob(ModelJob):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryJob(ModelJob):
-    """Fill the context and read the process's peaks."""
+    """Measure memory peaks while the context fills."""
 
     runs: ClassVar[str] = "ggtool.evaluation.tasks:memory"
     task: ClassVar[str] = "memory"

@@ -1,8 +1,8 @@
-"""The files that formats need, kept in the cache: GGUF, and packed models that a calibration text decides.
+"""Cached model files: GGUF, and packed models that depend on a calibration text.
 
 The cache is keyed by the checkpoint's content and the code that makes the files. GGUF files are converted in one
 pass over the checkpoint, those with an importance matrix (`gguf-iq2_xs+imatrix`) in a second one, under names that
-hold the matrix's sha256. What cannot be made is a MadeFile with its reason, and the others are made.
+hold the matrix's sha256. A file that cannot be made is a MadeFile with the reason; the others are made all the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_files(
 ) -> dict[Spec, MadeFile]:
     """Return the file of each spec that needs one; unless dry, make those that the cache does not hold yet.
 
-    Raises UsageError for a calibration text that is none, OutputError where the disk is full or the cache not writable.
+    Raises UsageError for a calibration text that cannot be used, OutputError where the disk is full or the cache not writable.
     """
     wanted = [spec for spec in specs if isinstance(spec.what, Format) and spec.what.container == "gguf"]
     plain = [spec for spec in wanted if not spec.imatrix]
@@ -114,7 +114,7 @@ def _convert(
     if missing and not dry:
         failure = attempt(list(missing))
         if isinstance(failure, UsageError | ArtifactError) and len(missing) > 1:
-            failures = {fmt: attempt([fmt]) for fmt in missing}  # one format spoils the pass of all
+            failures = {fmt: attempt([fmt]) for fmt in missing}  # one format fails the pass of all
         else:
             failures = dict.fromkeys(missing, failure)
     return {spec: _made(paths[fmt], failures.get(fmt)) for spec, fmt in formats.items()}

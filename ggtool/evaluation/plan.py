@@ -1,4 +1,4 @@
-"""The plan of an evaluation: everything that can be wrong is settled before the first measurement.
+"""Plan an evaluation, so that mistakes are found before the first measurement.
 
 Formats are parsed, the model and the reference found, the text tokenized once, and GGUF files converted in
 one pass into the cache, which is keyed by the checkpoint's content and the code that made them; those made with
@@ -64,7 +64,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """Targets in the order asked for, what they are compared with, and the one token stream for all."""
+    """The targets in the order asked for, the reference, and the token stream they share."""
 
     request: EvalRequest
     targets: tuple[Target, ...]
@@ -81,7 +81,7 @@ class Plan:
 
 
 def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: bool = False) -> Plan:
-    """Settle names, model, text, context and files; a dry plan makes none of the files that are missing.
+    """Resolve names, model, text, context and files; a dry plan makes no missing files.
 
     Raises UsageError, SourceError, ArtifactError or OutputError.
     """
@@ -104,7 +104,7 @@ def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: 
         _check_model(source, everything, request.n_ctx)
     for spec in everything:
         if isinstance(spec.what, Path) and not spec.what.is_dir():
-            open_artifact(spec.what)  # a damaged file is said before a text is fetched
+            open_artifact(spec.what)  # so that a damaged file is reported before a text is fetched
     device = choose_device(request.device, for_torch=any(_runs_in_torch(spec) for spec in everything))
     text = corpus.load_text(
         request.corpus,
@@ -136,7 +136,7 @@ def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: 
 
 
 def _check_model(source: ModelSource, specs: Sequence[Spec], n_ctx: int) -> None:
-    """Refuse blocks that a model lacks, and more positions than GPT-2's kind has learned, which no format could do."""
+    """Refuse blocks that the model does not have, and contexts longer than its learned positions."""
     for spec in specs:
         if spec.components != ALL:
             check_blocks(spec.components, source.weights)
@@ -146,7 +146,7 @@ def _check_model(source: ModelSource, specs: Sequence[Spec], n_ctx: int) -> None
 
 
 def _refuse_failures(specs: Sequence[Spec], reference: Spec | None, made: Mapping[Spec, MadeFile]) -> None:
-    """Raise what went wrong where nothing is left to measure or to compare with; else it is a failed row."""
+    """Raise the failure of the reference or of the only formats; other failures become failed rows."""
     failures = {spec: file.failure for spec, file in made.items() if file.failure is not None}
     if reference in failures:
         raise failures[reference]

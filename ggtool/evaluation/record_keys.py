@@ -1,7 +1,7 @@
-"""Keys of results: one hash per task of everything its numbers depend on, and what a store has under them.
+"""Record keys: one hash per task of everything its numbers depend on, for finding them in a store.
 
-Content and not names goes in: the artifact's sha256, the text's, the token ids'. Paths, times and the timeout
-stay out, so that a sweep in another folder finds what was measured before.
+Content is hashed, not names: the sha256 of the artifact, of the text and of the token ids. Paths, times and the timeout
+are left out, so that a sweep in another folder finds earlier results.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ggtool.results.records import EvalRecord
 from ggtool.system.cache import sources_sha256
 from ggtool.system.machine import describe_machine
 
-# Releases whose code makes the numbers of a runtime.
+# Packages that a runtime's numbers depend on.
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("llama-cpp-python",),
     "huggingface": ("torch", "transformers", "bitsandbytes"),
 }
-# Formats whose products are ours.
+# Formats computed by our own kernels.
 _PACKED = "scratch-"
-# Times and peaks belong to a machine; perplexity and divergence do not.
+# Speed and memory depend on the machine; perplexity and divergence do not.
 _MACHINE = ("os", "cpu", "cpu_count", "memory_bytes")
-# The record's schema since which a task's numbers mean what they mean: an older record's are not measured again.
+# Record schema in which the meaning of a task's numbers last changed.
 _SCHEMA: Mapping[Task, int] = {"quality": 1, "speed": 2, "memory": 1}
 
 Known = Mapping[Target, Mapping[Task, EvalRecord]]
 
 
 def target_keys(what: Plan, target: Target) -> dict[Task, str]:
-    """Return task -> sha256 for `target`; nothing for a target whose file is not made yet."""
+    """Return task -> sha256 for `target`; empty for a target whose file is not made yet."""
     reference = what.reference
     if not target.sha256 or (reference is not None and not reference.sha256):
         return {}
@@ -46,7 +46,7 @@ def target_keys(what: Plan, target: Target) -> dict[Task, str]:
 def find_known(what: Plan, records: Iterable[EvalRecord]) -> dict[Target, dict[Task, EvalRecord]]:
     """Return, per target, the tasks whose numbers `records` has, each with the newest record that has them.
 
-    A request that waits for quiet wants speeds that were not disturbed: the others are as good as missing.
+    A request that waits for quiet does not accept speeds that were disturbed.
     """
     held: dict[tuple[Task, str], EvalRecord] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""Texts of every format after the same prompts, each format in a process of its own; what was made is kept.
+"""Texts of every format after the same prompts, each format in its own process; earlier texts are reused.
 
 A text's key is a hash of all that it depends on: the format and its file, the prompt's token ids, how tokens are drawn,
 and the code that runs the format.
@@ -30,7 +30,7 @@ SampleProgress = Callable[[Target, int, int], None]
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What is asked of every format."""
+    """The prompts and the sampling settings for all formats."""
 
     prompts: Sequence[str] = PROMPTS
     n_predict: int = 40

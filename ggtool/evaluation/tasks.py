@@ -1,6 +1,6 @@
-"""What a child does with a job: open the model, run one metric, say what was measured.
+"""Tasks that run in a child process: open the model, run one metric, return the result.
 
-Imported in children alone: the parent stays small and no library can take it down.
+Imported in children only: the parent stays small, and a crashing library does not end it.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def quality(job: QualityJob, progress: Progress) -> Outcome:
 def speed(job: SpeedJob, progress: Progress) -> Outcome:
     """Time loading, prompts and generation."""
     tokens = Tokens.load(job.tokens)
-    _runtime(job.model.format)  # its import is no part of a load time
-    # On a GPU one thread of this process starts all that is computed.
+    _runtime(job.model.format)  # so that its import is not part of the load time
+    # On a GPU one thread starts all computations.
     watch = Watch(1 if job.model.options.device == "cuda" else job.threads, job.wait_s)
     started = time.perf_counter()
     with closing(_open(job.model)) as backend:
@@ -96,9 +96,9 @@ def speed(job: SpeedJob, progress: Progress) -> Outcome:
 
 
 def memory(job: MemoryJob, progress: Progress) -> Outcome:
-    """Read the process's peaks while the context fills."""
+    """Measure memory peaks while the context fills."""
     tokens = Tokens.load(job.tokens)
-    _runtime(job.model.format)  # what its import takes is the base that peaks are read against
+    _runtime(job.model.format)  # so that its memory is part of the base RSS
     meter = memory_metric.PeakMeter()
     with closing(_open(job.model)) as backend:
         meter.loaded()

@@ -29,8 +29,8 @@ from ggtool.quantizers.format_spec import parse_backend
         ("backends: [scratch-int8:head]", "backends: the selector 'head' cannot be read"),
         ("backends: [gguf-q9]", "backends: no quant type is called 'q9'"),
         ("backends: [gguf-iq2_xs]", "gguf-iq2_xs+imatrix and pass --calibration"),
-        ("- hf-fp32", "holds no settings"),
-        ("model: [", "is no YAML"),
+        ("- hf-fp32", "has no settings"),
+        ("model: [", "is not valid YAML"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:

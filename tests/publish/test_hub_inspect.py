@@ -34,7 +34,9 @@ def test_a_file_on_the_hub_is_inspected_by_its_header(server: WritableHub, run, 
     assert "Traceback" not in refused.stderr
 
 
-def test_a_file_is_compared_with_the_hub_s(server: WritableHub, run, made_folder: Path, tmp_path: Path) -> None:
+def test_a_file_is_compared_with_the_hub_s(
+    server: WritableHub, run, made_folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / NAME
     path.write_bytes((made_folder / NAME).read_bytes())
     assert run(server, "verify", path, "--against", REPO).returncode == 0

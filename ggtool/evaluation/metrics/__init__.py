@@ -1,1 +1,1 @@
-"""One number each: a Backend and tokens in, a frozen dataclass out. How each is made: docs/method.md."""
+"""Metrics: each takes a Backend and tokens and returns a frozen dataclass. docs/method.md defines the numbers."""

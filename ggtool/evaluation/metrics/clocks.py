@@ -1,4 +1,4 @@
-"""How fast the machine's clocks run at this moment: without it a rate cannot be read."""
+"""Current clock rates of CPUs and GPU, recorded beside every speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_mhz() -> float | None:
-    """Return the median clock of the CPUs that this process may use, MHz; None where the kernel does not say."""
+    """Return the median clock of the CPUs that this process may use, MHz; None where the kernel does not report it."""
     if not _CPUINFO.exists():
         return None
     clocks = {}

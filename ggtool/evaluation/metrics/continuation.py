@@ -1,4 +1,4 @@
-"""Continue a prompt with random numbers that are the same for every format, so that texts differ only where models do.
+"""Sampling with the same random numbers for every format, so that texts differ only where predictions do.
 
 The next token is the largest of logit / temperature + g among the top_k likeliest, g being Gumbel noise drawn for every
 token of the vocabulary at every step from the seed alone: a draw from the softmax (the Gumbel-max trick) that a small
@@ -25,7 +25,7 @@ class Draw:
 
 
 def continue_tokens(backend: Backend, prompt: Sequence[int], n_predict: int, draw: Draw) -> list[int]:
-    """Return up to `n_predict` new token ids, fewer where the context is full; end-of-text tokens end nothing."""
+    """Return up to `n_predict` new token ids, fewer where the context is full; end-of-text tokens do not end it."""
     random = np.random.default_rng(draw.seed)
     tokens = list(prompt)
     for _ in range(min(n_predict, backend.n_ctx - len(prompt))):

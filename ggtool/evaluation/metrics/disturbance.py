@@ -1,8 +1,7 @@
-"""Disturbance of a timing: other processes, the hypervisor, a CPU limit, heat.
+"""Detect load that disturbs a timing: other processes, the hypervisor, a CPU limit, heat.
 
-A Watch reads counters of the kernel before and after each timed round, judges the difference, and has disturbed rounds
-timed again; `docs/method.md` ("Disturbance") gives the limits. It does not know what is timed. A counter that the
-machine does not have is None, and nothing is concluded from it.
+A Watch reads the kernel's counters before and after each timed round and repeats disturbed rounds; `docs/method.md`
+("Disturbance") defines the limits. A counter that the machine does not have is None and is not judged.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from ggtool.results.records import Disturbance
 from ggtool.system.cgroup import throttled_s
 from ggtool.system.cpus import cpu_times, own_cpus
 
-# The share of the CPUs' time (others, steal) or of the round (waiting, throttled, gpu) that an undisturbed round may lose.
+# Largest share of the CPUs' time (others, steal) or of the round (waiting, throttled, gpu) that is no disturbance.
 ALLOWED = 0.05
-# Spread of an undisturbed measurement's rounds: 5th to 95th percentile, over the median.
+# Largest spread of rounds that may be compared: 5th to 95th percentile, over the median.
 ALLOWED_SPREAD = 0.25
 
-# /proc/stat counts hundredths of a second, and a round begins and ends between two of them.
+# Resolution of /proc/stat, at both ends of a round.
 _TICKS_S = 2 / os.sysconf("SC_CLK_TCK")
-_MOMENT_S = 0.5  # how long the machine must be quiet before timing starts
+_MOMENT_S = 0.5  # the machine must be quiet this long before timing starts
 
 _TASKS = Path("/proc/self/task")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -39,11 +38,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Counters:
-    """What was counted up to one moment, seconds where no other unit is named.
+    """The counters at one moment; seconds unless another unit is named.
 
     own_s: CPU time of this process. switches: its involuntary context switches. busy_s, steal_s: of the CPUs that it may
-    use, by anyone and by the hypervisor. waiting_s: its threads ready to run, without a CPU. throttled_s: stopped by the
-    CPU limit of a cgroup. heat: how often CPUs were slowed down for their temperature.
+    use, by anyone and by the hypervisor. waiting_s: its threads were ready to run without a CPU. throttled_s: a cgroup's
+    CPU limit stopped processes. heat: how often CPUs were slowed down for their temperature.
     """
 
     at_s: float
@@ -59,7 +58,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Load:
-    """What a round lost, as shares between 0 and 1, and which of them are too much (`causes`).
+    """What a round lost, as shares between 0 and 1, and which of them exceed their limit (`causes`).
 
     others, steal: of the time of the CPUs that may be used. waiting: of the threads' time. throttled: of the round's time.
     """
@@ -76,7 +75,7 @@ class Load:
 
     @property
     def lost(self) -> float:
-        """The largest of the shares; 1 where heat slowed the CPUs, for nothing tells how much."""
+        """The largest of the shares; 1 where heat slowed the CPUs, since the loss is unknown."""
         shares = (self.others, self.steal, self.waiting, self.throttled, 1.0 if self.heat else 0.0)
         return max(share or 0.0 for share in shares)
 
@@ -98,7 +97,7 @@ def read_counters() -> Counters:
 
 
 def compare(before: Counters, after: Counters, *, threads: int, cpus: int) -> Load:
-    """Return what was lost between two readings by a process that computes with `threads` on `cpus`."""
+    """Return what a process with `threads` threads on `cpus` CPUs lost between two readings."""
     wall_s = max(after.at_s - before.at_s, 1e-9)
     used_s = _difference(before.busy_s, after.busy_s)
     others_s = None if used_s is None else max(0.0, used_s - (after.own_s - before.own_s))
@@ -134,10 +133,10 @@ def compare(before: Counters, after: Counters, *, threads: int, cpus: int) -> Lo
 
 
 class Watch:
-    """Watches the rounds of one measurement, and has the disturbed ones timed again while time is left.
+    """Watches the rounds of one measurement and repeats the disturbed ones within a time budget.
 
-    threads: how many threads compute. patience_s: how long to wait, in all, for a moment when nothing else computes;
-    beside that, as much time may go into rounds that are timed again as the first ones took.
+    threads: how many threads compute. patience_s: seconds to wait, in total, for other load to end. Repeated rounds may
+    take as long as the first ones did, plus the patience that is left.
     """
 
     def __init__(
@@ -159,12 +158,12 @@ class Watch:
         self._gpu: list[float] = []
 
     def loaded(self) -> None:
-        """End the stage in which the model was opened; the watch begins with it."""
-        # Opening is a matter of one thread and of the disk: only what keeps that thread from running counts.
+        """Mark the end of loading, which began when the Watch was made."""
+        # Loading is the work of one thread.
         self._loading = compare(self._began, self._read(), threads=1, cpus=self._cpus)
 
     def wait(self) -> None:
-        """Return as soon as nothing else computes, or when the patience is used up."""
+        """Wait until other load has ended or the patience is used up."""
         while self._patience_s > 0:
             before = self._read()
             self._sleep(_MOMENT_S)
@@ -173,7 +172,7 @@ class Watch:
                 return
 
     def look_at_gpu(self) -> None:
-        """Read how busy the GPU is while this process leaves it alone; nothing in a process that computes on none."""
+        """Record how busy others keep the GPU; call it while this process does not use it. Does nothing without a GPU."""
         busy = nvidia.idle_utilization(self._sleep)
         if busy is not None:
             self._gpu.append(busy)
@@ -181,10 +180,10 @@ class Watch:
     def rounds(
         self, works: Sequence[Callable[[], T]], done: Callable[[], None], *, main: bool = False
     ) -> tuple[list[T], int]:
-        """Run each work once, and again those that were disturbed; return what they returned, and how many stayed so.
+        """Run each work, and disturbed ones again; return the results and how many remained disturbed.
 
-        The less disturbed one of two tries is kept. done is called after each first try. main: these are the rounds
-        that `result` tells about.
+        The less disturbed of two tries is kept. done is called after each first try. main: `result` reports on these
+        rounds.
         """
         found = []
         for work in works:
@@ -207,7 +206,7 @@ class Watch:
         return [value for value, _ in found], sum(bool(load.causes) for _, load in found)
 
     def result(self, spreads: dict[str, float]) -> Disturbance:
-        """Return what is recorded; `spreads` are the main rounds' spreads by name, as `spread` gives them."""
+        """Return the Disturbance to record; `spreads` are the main rounds' spreads by name."""
         kept = self._kept
         causes = dict.fromkeys(cause for load in kept for cause in load.causes)
         gpu = max(self._gpu, default=None)

@@ -1,4 +1,4 @@
-"""How far a quantized model's predictions are from a reference's, token by token, on the same windows.
+"""Divergence of a quantized model's predictions from a reference's, token by token, on the same windows.
 
 For each scored position, p is the reference's distribution over the vocabulary and q the candidate's:
     kld       sum of p * (log p - log q), nats
@@ -85,7 +85,7 @@ def summarize(result: Comparison, *, reference: str, reference_sha256: str) -> D
     """Reduce a comparison to its statistics, with a standard error for each mean."""
     n = len(result.kld)
     log_ratio = float(result.loss.mean() - result.reference_loss.mean())
-    # The two losses of a token move together, so their difference is known better than either of them.
+    # The two losses of a token are correlated, so their difference has a smaller error than either.
     log_ratio_stderr = _stderr(result.loss - result.reference_loss)
     squares = result.delta_p**2
     rms = math.sqrt(float(squares.mean()))
@@ -130,7 +130,7 @@ def _compare_rows(ours: Logits, theirs: Logits, targets: TokenIds) -> tuple[Loss
         same = q.shifted.argmax(axis=1) == p.shifted.argmax(axis=1)
         out[:, rows] = loss_q, loss_p, kld, np.exp(-loss_q) - np.exp(-loss_p), same
     if not np.isfinite(out).all():
-        raise MeasureError("a model gave a logit that is not finite; nothing can be compared with it.")
+        raise MeasureError("a model gave a logit that is not finite; predictions cannot be compared.")
     return tuple(out)
 
 

@@ -1,4 +1,4 @@
-"""Memory of one process around one model, from the kernel's own counters.
+"""Memory of a process that runs one model, from the kernel's counters.
 
 Peaks are VmHWM of /proc/self/status, reset between stages where the kernel lets us, so loading, prefill and
 decode have peaks of their own. What is held at the end comes from /proc/self/smaps_rollup, file-backed pages of a
@@ -100,7 +100,7 @@ def exercise(
 
 
 def _held() -> _Held:
-    """Return what the process holds now; None where an old or a narrow kernel does not say."""
+    """Return what the process holds now; None where the kernel does not report it."""
     rollup, status = _sizes(_ROLLUP), _sizes(_STATUS)
     private = [rollup.get(f"Private_{kind}") for kind in ("Clean", "Dirty")]
     known = [size for size in private if size is not None]
@@ -122,7 +122,7 @@ def _status_bytes(key: str) -> int:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Return the lines `Name: N kB` of a file under /proc in bytes; nothing where there is no such file."""
+    """Return the lines `Name: N kB` of a file under /proc in bytes; empty where there is no such file."""
     try:
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -132,7 +132,7 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def _reset_peak() -> None:
-    # Refused in some sandboxes; then a later peak includes the earlier one, which is still a true bound.
+    # Refused in some sandboxes; a later peak then includes the earlier one and is still an upper bound.
     with suppress(OSError):
         _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
 

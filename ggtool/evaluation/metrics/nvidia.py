@@ -1,4 +1,4 @@
-"""What nvidia-smi says of the GPU and of this process; None where there is no such tool or no such answer."""
+"""Readings of nvidia-smi; None where there is no such tool or no such reading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 _TIMEOUT_S = 20
-# The driver's utilization is that of up to a second before the question.
+# The driver reports utilization over up to the past second.
 _UTILIZATION_S = 1.1
 
 
@@ -28,9 +28,9 @@ def process_bytes() -> int | None:
 
 
 def idle_utilization(sleep: Callable[[float], None]) -> float | None:
-    """Return the share of a second, between 0 and 1, in which others computed on this process's GPU.
+    """Return the GPU's utilization by other processes over a second, between 0 and 1.
 
-    It must leave the GPU alone meanwhile. None in a process that computes on none.
+    The calling process must not use the GPU meanwhile. None in a process without one.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():

@@ -128,7 +128,7 @@ def summarize(losses: Losses, scored: Scored) -> Perplexity:
     tokens_per_byte = len(losses) / scored.n_bytes
     byte_ppl = math.exp(mean * tokens_per_byte)
     tokens_per_word = len(losses) / scored.n_words
-    # A script without spaces has "words" of a page each: no float holds their perplexity, and it says nothing.
+    # A script without spaces has "words" of a page each, whose perplexity overflows and means nothing.
     word_ppl = math.exp(mean * tokens_per_word) if mean * tokens_per_word < _LARGEST_EXPONENT else None
     return Perplexity(
         ppl=ppl,

@@ -1,8 +1,8 @@
-"""Latency of one backend: prompt processing, generation, time to first token.
+"""Speed of one backend: prompt processing, generation, time to first token.
 
-Warm-up comes first and is thrown away; then `repetitions` rounds, each on another stretch of the text so
-that no cache can answer for the model. The median is reported and every raw sample kept. Tokenizing and
-printing are outside; sampling is the runtime's own greedy choice. End-of-text tokens do not stop a round.
+A discarded warm-up, then `repetitions` rounds, each on another stretch of the text so that no cached result is reused; a
+`Watch` repeats disturbed rounds. The median is reported and every raw sample kept. Tokenizing and printing are not timed;
+tokens are chosen greedily by the runtime, and end-of-text tokens do not stop a round.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ggtool.evaluation.metrics.disturbance import Watch, spread
 from ggtool.results.records import Speed, Timing
 from ggtool.system.progress import Progress
 
-# Short, so that a batch times making tokens and not reading a long context for each of them.
+# Short, so that a batch times generation and not attention over long contexts.
 _BATCH_PROMPT = 32
 
 
 def parse_lengths(flag: str, text: str, *, smallest: int) -> tuple[int, ...]:
-    """Read "128,512", the value of `flag`; "" is none. UsageError for what is no number or below `smallest`."""
+    """Parse the value of `flag`, such as "128,512" or ""; UsageError for anything but numbers of at least `smallest`."""
     try:
         lengths = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise UsageError(f"{flag} {text}: numbers parted by commas belong here, such as 128,512.") from None
+        raise UsageError(f"{flag} {text}: expects comma-separated numbers, such as 128,512.") from None
     if any(length < smallest for length in lengths):
-        raise UsageError(f"{flag} {text}: {smallest} is the smallest.")
+        raise UsageError(f"{flag} {text}: numbers must be at least {smallest}.")
     return lengths
 
 
@@ -52,9 +52,9 @@ class _Round:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One more thing to time: a prompt of n_tokens, or n_tokens made at a depth, of `batch` texts together.
+    """A further timing: a prompt of n_tokens, or n_tokens generated at a depth, in `batch` texts together.
 
-    `prompt` tokens are fed.
+    prompt: tokens fed first.
     """
 
     kind: str
@@ -83,7 +83,7 @@ def speed(
 
     prompts, depths: further lengths to time prompt processing and generation at, cut to the context and the text.
     batches: how many texts to continue together, each after a prompt of 32 tokens.
-    watch: of what else takes the machine; it began when the model was opened.
+    watch: the Watch that began when the model was opened.
     Raises UsageError when the text or the context is too short, MeasureError when generation ends early.
     """
     if pp_tokens + tg_tokens > backend.n_ctx:
@@ -216,7 +216,9 @@ def _generate(backend: Backend, prompt: Sequence[int], tg_tokens: int) -> tuple[
     started = time.perf_counter()
     moments = [time.perf_counter() for _ in backend.generate(prompt, params)]
     if len(moments) != tg_tokens:
-        raise MeasureError(f"generation ended after {len(moments)} of {tg_tokens} tokens.")
+        raise MeasureError(
+            f"generation ended after {len(moments)} of {tg_tokens} tokens."
+        )
     return moments[0] - started, moments[-1] - moments[0]
 
 

@@ -170,9 +170,9 @@ def test_rounds_too_far_apart_are_marked_without_a_cause() -> None:
 def test_lengths_that_are_none_are_refused() -> None:
     assert parse_lengths("--speed-depths", "0, 512", smallest=0) == (0, 512)
     assert parse_lengths("--speed-depths", "", smallest=0) == ()
-    with pytest.raises(UsageError, match="--speed-prompts 12,x: numbers parted by commas"):
+    with pytest.raises(UsageError, match="--speed-prompts 12,x: expects comma-separated numbers"):
         parse_lengths("--speed-prompts", "12,x", smallest=1)
-    with pytest.raises(UsageError, match="1 is the smallest"):
+    with pytest.raises(UsageError, match="numbers must be at least 1"):
         parse_lengths("--speed-prompts", "0,5", smallest=1)
 
 
