@@ -16,7 +16,7 @@ from ggtool.quantizers.format_spec import parse_backend
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("chunk: 4", "chunk is no key"),
+        ("chunk: 4", "chunk is not a setting"),
         ("chunks: many", "chunks takes a whole number, not 'many'"),
         ("chunks: true", "chunks takes a whole number, not True"),
         ("chunks: -1", "chunks is at least 0"),
