@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 
 # This folder's gguf.py would hide the package of that name.
 sys.path.remove(str(Path(__file__).parent))
@@ -298,30 +299,18 @@ def run_atheris(seconds: int, corpus: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds()):
         (corpus / f"seed-{number}").write_bytes(seed.data)
-    for module in [name for name in sys.modules if name.startswith("ggtool.gguf")]:
-        for function in vars(sys.modules[module]).values():
-            if (
-                callable(function)
-                and getattr(function, "__module__", "") == module
-                and not isinstance(function, type)
-            ):
+    modules = [module for name, module in sys.modules.items() if name.startswith("ggtool.gguf")]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    for owner in (*modules, *classes):
+        for function in vars(owner).values():
+            if isinstance(function, FunctionType) and function.__module__.startswith("ggtool.gguf"):
                 atheris.instrument_func(function)
-    from ggtool.gguf import header
 
-    for function in vars(header._Reader).values():
-        if callable(function):
-            atheris.instrument_func(function)
-    atheris.Setup(
-        [
-            sys.argv[0],
-            str(corpus),
-            f"-max_total_time={seconds}",
-            "-timeout=1",
-            "-rss_limit_mb=400",
-            "-max_len=65536",
-        ],
-        read,
-    )
+    def one(data: bytes) -> None:
+        read(data)
+
+    options = [f"-max_total_time={seconds}", "-timeout=1", "-rss_limit_mb=400", "-max_len=65536"]
+    atheris.Setup([sys.argv[0], str(corpus), *options], one)
     atheris.Fuzz()
 
 
