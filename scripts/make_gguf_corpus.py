@@ -388,6 +388,13 @@ def values() -> list[Case]:
             "a string whose end is before its start when the sum wraps",
         ),
         Case(
+            "split-count-2-40",
+            file([ARCH, pair("split.no", U16, b"\0\0"), pair("split.count", U64, struct.pack("<Q", 2**40))]),
+            "unsafe",
+            "split-count",
+            "2^40 parts: a reader that makes a list of their names never ends",
+        ),
+        Case(
             "alignment-0",
             file([ARCH, u32("general.alignment", 0)], TWO, DATA),
             "unsafe",

@@ -202,6 +202,17 @@ def _print_identity(out: Console, model: Opened, facts: Facts) -> None:
         ("file", f"{parts}{size(facts.n_bytes)}: header {size(facts.header_bytes)}, tensors {size(facts.weights_bytes)}, padding {facts.padding_bytes:,} bytes; GGUF version {facts.version}"),
         ("model", f"{facts.architecture or 'no architecture'}, {facts.file_type}, {count(facts.n_params)} parameters, {facts.bpw:.2f} bits per weight, {facts.n_tensors} tensors"),
     ]  # fmt: skip
+    header = model.header
+    if header.n_parts > facts.n_files:
+        number = header.metadata.get("split.no")
+        shown = number + 1 if type(number) is int else "?"
+        lines.insert(
+            0,
+            (
+                "part",
+                f"{shown} of {header.n_parts}, looked at alone; name the first part for the whole model",
+            ),
+        )
     if model.n_fetched:
         lines.insert(1, ("fetched", f"{size(model.n_fetched)}, the header alone"))
     lines += [(key.removeprefix("general."), str(value)) for key, value in facts.identity.items()]

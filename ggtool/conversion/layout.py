@@ -22,7 +22,7 @@ from ggtool.conversion.write import FileLayout, Importance
 from ggtool.errors import SourceError, UsageError
 from ggtool.formats import Format
 from ggtool.gguf.imatrix import match_entries, requires_imatrix
-from ggtool.gguf.model import FLOAT_TENSOR_TYPES
+from ggtool.gguf.model import FLOAT_TENSOR_TYPES, part_name
 from ggtool.gguf.tensor_types import TENSOR_TYPES
 from ggtool.gguf.writer import PlacedTensor, aligned, encode, pack, place
 
@@ -90,7 +90,7 @@ def part_paths(path: Path, n_parts: int) -> list[Path]:
     if n_parts == 1:
         return [path]
     stem = path.name.removesuffix(".gguf")
-    return [path.with_name(f"{stem}-{number:05d}-of-{n_parts:05d}.gguf") for number in range(1, n_parts + 1)]
+    return [path.with_name(part_name(stem, number, n_parts)) for number in range(1, n_parts + 1)]
 
 
 def choose_types(

@@ -50,7 +50,7 @@ DEFAULT_ALIGNMENT = 32
 _MAX_KEYS, _MAX_TENSORS = 1 << 16, 1 << 17
 _MAX_STRINGS, _MAX_ALL_STRINGS, _MAX_NUMBERS = 1 << 20, 1 << 21, 1 << 22
 _MAX_NAME_BYTES, _MAX_STRING_BYTES = 65_535, 1 << 24
-_MAX_DIMS, _MAX_ALIGNMENT = 4, 1 << 20
+_MAX_DIMS, _MAX_ALIGNMENT, _MAX_PARTS = 4, 1 << 20, 65_535
 # What llama.cpp holds of a tensor's name, with a NUL (GGML_MAX_NAME).
 _MAX_TENSOR_NAME_BYTES = 64
 
@@ -147,7 +147,7 @@ class GGUFHeader:
     def n_parts(self) -> int:
         """How many files the model is split into; 1 when it is not."""
         count = self.metadata.get("split.count")
-        return count if type(count) is int and count > 1 else 1
+        return count if type(count) is int and 1 < count <= _MAX_PARTS else 1
 
     @property
     def architecture(self) -> str:
@@ -252,6 +252,9 @@ class _Reader:
         self.check_count(n_keys, _MAX_KEYS, self.width + 5, "keys")
         for _ in range(n_keys):
             self.pair()
+        count = self.metadata.get("split.count", 1)
+        if type(count) is not int or not 0 <= count <= _MAX_PARTS:
+            self.note("split-count", f"split.count is {count!r} and not a number of parts up to {_MAX_PARTS}")
         alignment = self.alignment()
         listed = [self.tensor() for _ in range(n_tensors)]
         data_offset = -(-self.position // alignment) * alignment

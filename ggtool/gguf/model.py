@@ -77,6 +77,11 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     )
 
 
+def part_name(stem: str, number: int, count: int) -> str:
+    """Return the name under which llama.cpp finds part `number`, counted from 1, of `count`."""
+    return f"{stem}-{number:05d}-of-{count:05d}.gguf"
+
+
 def open_artifact(path: Path) -> Artifact:
     """Read the header of a GGUF file, and those of its other parts if it is the first of several.
 
@@ -98,7 +103,7 @@ def open_artifact(path: Path) -> Artifact:
 
 def _parts(path: Path, header: GGUFHeader) -> tuple[Path, ...]:
     stem, count = path.name[:-20], header.n_parts
-    names = [f"{stem}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
+    names = [part_name(stem, part, count) for part in range(1, count + 1)]
     if path.name not in names:
         raise ArtifactError(
             f"{path} is one of {count} parts of a model, and llama.cpp finds them only under names such as "

@@ -35,6 +35,7 @@ LISTED: Mapping[str, str] = MappingProxyType(
         "bool-value": "a bool is neither 0 nor 1",
         "empty-key": "a key has an empty name",
         "duplicate-key": "two key-value pairs have the same key",
+        "split-count": "split.count is not a number of parts from 1 to 65,535",
         "alignment": "general.alignment is not a UINT32 power of two of at most 1 MiB",
         "tensor-name": "a tensor's name is 64 bytes or longer, more than llama.cpp can hold",
         "duplicate-tensor": "two tensors have the same name",

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ggtool.conversion.ggml import dequantize_rows
 from ggtool.errors import ArtifactError, UsageError
 from ggtool.gguf.header import GGUFHeader, TensorInfo, examine_header, examine_source
+from ggtool.gguf.model import part_name
 from ggtool.gguf.problems import Problem
 from ggtool.gguf.remote import Place, RangeSource, parse_place
 from ggtool.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
@@ -112,11 +113,11 @@ def open_model(name: str, revision: str | None = None) -> Opened:
 
 def other_parts(file_name: str, header: GGUFHeader) -> list[str]:
     """Return the names of the other parts if this is the first part of a split model by its key and its name."""
-    count, ending = header.n_parts, f"-00001-of-{header.n_parts:05d}.gguf"
+    count, ending = header.n_parts, part_name("", 1, header.n_parts)
     if count == 1 or header.metadata.get("split.no") != 0 or not file_name.endswith(ending):
         return []
     stem = file_name.removesuffix(ending)
-    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(2, count + 1)]
+    return [part_name(stem, number, count) for number in range(2, count + 1)]
 
 
 def pieces(part: Part, tensor: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:

@@ -181,6 +181,19 @@ def test_the_estimate_is_near_what_llama_cpp_takes(tmp_path: Path, family: str, 
     assert found.buffers["compute"] == pytest.approx(expected.compute_bytes, rel=0.35)
 
 
+def test_a_part_says_that_it_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "m-00002-of-00003.gguf"
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_uint16("split.no", 1)
+    writer.add_uint16("split.count", 3)
+    writer.add_tensor("t", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "2 of 3, looked at alone" in run(str(path))
+
+
 def test_llama_cpp_s_refusal_is_its_own_words(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     tiny_gguf.gpt2(path)
