@@ -1,4 +1,4 @@
-"""Where the cache keeps GGUF files of a checkpoint, and what their key counts."""
+"""Cache folders for converted GGUF files, keyed by everything that decides their bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ggtool.system.files import content_sha256
 
 CONVERTER_SOURCES = ("formats.py", "source", "gguf", "conversion")
 _MAKERS = Makers(CONVERTER_SOURCES, ("llama-cpp-python", "gguf", "numpy"))
-# What a GGUF file takes from a checkpoint beside what `ModelSource.sha256` covers: weights and vocabulary.
+# Files of a checkpoint that reach a GGUF file and are not covered by `ModelSource.sha256` (weights and vocabulary).
 _MORE_FILES = (
     "README.md",
     "added_tokens.json",
@@ -40,4 +40,4 @@ def made_of(source: ModelSource) -> tuple[str, str]:
         borrows = find_architecture(source.config) is None
         return more, converter_sha256() if borrows else ""
     except SourceError:
-        return more, ""  # there is nothing to make: the conversion itself says why
+        return more, ""  # not convertible; the conversion itself reports why

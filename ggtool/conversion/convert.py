@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint to GGUF, straight from its own precision, several quant types in one pass.
+"""Convert a Hugging Face checkpoint to GGUF: from its original precision, several quant types in one pass.
 
     plan(source, formats)        exact sizes and tensor types, no weight read
     plan_tensors(source, format) the same of each tensor
@@ -37,7 +37,7 @@ DEFAULT_FOLDER = Path("models")
 class FilePlan:
     """What a file of one quant type will be: sizes in bytes, all parts together, and tensors by tensor type.
 
-    `notes` are things its user should know, such as tensors that an importance matrix says nothing of.
+    `notes` are warnings for the user, such as tensors that the importance matrix does not cover.
     """
 
     format: Format
@@ -110,9 +110,9 @@ def convert(
 
     `out` names each file, by default `default_path`; a split one becomes NAME-00001-of-00003.gguf and so on.
     Everything that can be known is checked before work begins: outputs that exist (unless `force`), free disk, the
-    checkpoint's shape, missing importance data. A failure while converting leaves no file at all. The files get
-    their names one after another at the very end; if another process took one of those names meanwhile, that one
-    fails with OutputError, and files named before it stay, each whole.
+    checkpoint's shapes, missing importance data. A failure during conversion leaves no files. Files are renamed into
+    place one after another at the end; if another process has taken a name by then, that file fails with OutputError
+    and those already in place stay, each complete.
 
     Raises UsageError, SourceError, OutputError or ArtifactError, each in one line.
     """
@@ -146,7 +146,7 @@ def _write(
     progress: FileProgress | None,
 ) -> None:
     with ExitStack() as stack:
-        # The last to be entered is the first to get its name: a model's first part appears when the others have.
+        # Contexts exit in reverse order, so the first part of a split model appears after all others.
         files = [(stack.enter_context(atomic_output(path, force=force)), layout) for path, layout in outputs]
         write_files(tensors, files, threads, progress, design.importance)
         for temporary, layout in files:
@@ -158,11 +158,11 @@ def _check_formats(formats: Sequence[Format]) -> None:
         raise UsageError("no quant type named; pass one with --qtype.")
     for row in formats:
         if row.container != "gguf":
-            raise UsageError(f"{row.name} is no GGUF quant type; `ggtool formats` lists them.")
+            raise UsageError(f"{row.name} is not a GGUF quant type; `ggtool formats` lists them.")
 
 
 def _check_imatrix(formats: Sequence[Format], options: Options) -> None:
-    # Other rules or a recipe may leave no tensor that needs it; the design knows, and says so then.
+    # With other rules or a recipe only `lay_out` knows whether any tensor needs it, and checks there.
     as_it_is = options.rules == NO_OPTIONS.rules and options.recipe is None
     for row in formats:
         if row.needs_imatrix and options.imatrix is None and as_it_is:
@@ -182,7 +182,7 @@ def _prepare(
     model = read_model(source, progress, shapes_only=shapes_only or options.vocab_only)
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     with ThreadPoolExecutor(1) as pool:
-        # llama.cpp answers in a process of its own; meanwhile this one reads the vocabulary.
+        # llama.cpp chooses the types in a child process while this one reads the vocabulary.
         types = pool.submit(choose_types, model.facts, shapes, formats, options, dry=shapes_only)
         values = model.values
     design = lay_out(values, shapes, types.result(), formats, options, dry=shapes_only, notes=model.notes)

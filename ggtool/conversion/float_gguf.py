@@ -1,4 +1,4 @@
-"""A GGUF file of floats as the source of a conversion: its keys as they are, its tensors mapped."""
+"""Read a float GGUF file as the input of a conversion: its keys unchanged, its tensors memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
 
 
 def read_floats(path: Path, named: Path) -> tuple[dict[str, GGUFValue], list[ModelTensor]]:
-    """Map the file at `path`, which may go away afterwards; messages about its tensors will speak of `named`.
+    """Map the file at `path`, which may be deleted afterwards; error messages name `named` instead.
 
-    Raises ArtifactError for a damaged file and for tensors that are no floats.
+    Raises ArtifactError for a damaged file or a tensor that is not a float type.
     """
     header = read_header(path)
     with path.open("rb") as file:
@@ -36,7 +36,7 @@ def read_floats(path: Path, named: Path) -> tuple[dict[str, GGUFValue], list[Mod
     for tensor in header.tensors:
         if tensor.type_name not in _NUMPY_TYPES:
             raise ArtifactError(
-                f"{named}: tensor {tensor.name} is made of {tensor.type_name} and not of floats."
+                f"{named}: tensor {tensor.name} has the type {tensor.type_name}, which is not a float."
             )
         raw = np.ndarray(tensor.shape, _NUMPY_TYPES[tensor.type_name], buffer=data, offset=tensor.offset)
         source = LazyTensor(tensor.name, tensor.type_name, tensor.shape, named, raw, data, tensor.offset)

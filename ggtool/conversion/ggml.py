@@ -1,7 +1,7 @@
-"""libggml's own quantizers, called in the library that llama-cpp-python ships, without importing llama_cpp.
+"""ctypes bindings to libggml's quantizers in llama-cpp-python's libraries, without importing llama_cpp.
 
 `ggml_quantize_chunk` is the code that llama-quantize runs. A row's bytes depend on that row alone, so rows may be
-quantized in any order, in pieces of any size and on any thread; ctypes gives up the GIL during a call.
+quantized in any order, in pieces of any size and on any thread; ctypes releases the GIL during a call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def quantize_rows(
 ) -> npt.NDArray[np.uint8]:
     """Quantize C-contiguous finite `rows` (n_rows, n_per_row) to `type_name`; return the bytes, row after row.
 
-    `importance` (n_per_row,) weighs the errors. IQ1_S, IQ2_XXS and IQ2_XS need it: ggml ends the process without.
+    `importance` (n_per_row,) weights the errors. IQ1_S, IQ2_XXS and IQ2_XS require it: ggml aborts the process without it.
     """
     n_rows, n_per_row = rows.shape
     if type_name == "F32":
@@ -68,7 +68,7 @@ def quantize_rows(
 
 
 def dequantize_rows(type_name: str, data: npt.NDArray[np.uint8], n_per_row: int) -> npt.NDArray[np.float32]:
-    """Return what bytes of a tensor type stand for, as float32 (n_rows, n_per_row)."""
+    """Dequantize bytes of a tensor type to float32 (n_rows, n_per_row)."""
     if type_name == "F32":
         return data.view(np.float32).reshape(-1, n_per_row)
     n_rows = data.nbytes // row_bytes(type_name, n_per_row)
@@ -79,7 +79,7 @@ def dequantize_rows(type_name: str, data: npt.NDArray[np.uint8], n_per_row: int)
 
 
 def valid(type_name: str, data: npt.NDArray[np.uint8]) -> bool:
-    """Whether ggml finds only finite scales and values in `data`, bytes of a tensor type."""
+    """Whether ggml's row validation accepts `data`: all scales and values finite."""
     return bool(_library().ggml_validate_row_data(TYPE_NUMBERS[type_name], data.ctypes.data, data.nbytes))
 
 

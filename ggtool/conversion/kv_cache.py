@@ -1,4 +1,4 @@
-"""What a model will take of memory beside its weights: the KV cache, counted from the file's keys."""
+"""Size of the KV cache, computed from a file's keys."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _ELEMENT_BYTES = 2  # f16
 def count_kv_cache(values: Mapping[str, GGUFValue]) -> tuple[int, int]:
     """Return (n_ctx, bytes) of the cache that `ggtool chat` opens: the model's own context, 4096 at most.
 
-    Keys and values of all positions and layers in f16, as llama.cpp keeps them; a sliding window saves nothing
-    here. 0 bytes where the keys do not say.
+    Keys and values of all positions and layers in f16, as llama.cpp stores them; sliding windows are counted in
+    full. 0 bytes where the keys are missing.
     """
     architecture = values["general.architecture"].value
     found = {key.removeprefix(f"{architecture}."): value.value for key, value in values.items()}

@@ -1,7 +1,7 @@
-"""What each file will be, to the byte, before a weight is read: tensor types, header, parts.
+"""Exact layout of each output file before any weight is read: tensor types, header, parts.
 
-A file that is split has the layout that llama-gguf-split gives it: all keys in the first part, and in every
-part how many there are; a part is closed when the next tensor would take its tensors beyond the limit.
+A split file has llama-gguf-split's layout: all keys in the first part, the number of parts in each; a part is closed
+when the next tensor would exceed the limit.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from ggtool.gguf.writer import PlacedTensor, aligned, encode, pack, place
 
 _BLOCKS = {name: block for name, block, _ in TENSOR_TYPES.values()}
 
-# llama-vocab.cpp, `llama_vocab::impl::load`: names that it takes for Phi-3, and the tokens that it then wants.
+# llama-vocab.cpp, `llama_vocab::impl::load`: names that it treats as Phi-3, and the tokens that it then requires.
 _PHI3_NAMES = ("phi-3", "phi3")
 _PHI3_TOKENS = frozenset({"</s>", "<unk>", "<s>", "<|endoftext|>"})
 
 
 @dataclass(frozen=True)
 class Design:
-    """The parts of the file of each format, and what holds for all of them.
+    """The layout of every format's file, and what they share.
 
     Attributes:
         parts: per format, one layout or several.
         n_ctx, kv_cache_bytes: see `ggtool.conversion.kv_cache`.
-        importance: of the weights of each tensor that is quantized and has any.
-        notes: what the user should know.
+        importance: importance weights of each quantized tensor that has any.
+        notes: warnings for the user.
 
     """
 
@@ -64,7 +64,8 @@ def lay_out(
 ) -> Design:
     """Design one file per format for a model of these keys, tensor shapes (numpy's order) and `choose_types`' types.
 
-    `notes` on the model come before those on its files. `dry` takes an importance matrix for granted wherever one is needed. Raises UsageError for a request that cannot be met, such as a type that lacks its importance data.
+    `notes` on the model come before those on its files. `dry` assumes an importance matrix wherever one is needed.
+    Raises UsageError for a request that cannot be met, such as a type without the importance data it requires.
     """
     values = override(values, options.name, options.metadata)
     _check_name(values)
@@ -103,7 +104,7 @@ def choose_types(
 ) -> dict[str, dict[str, str]]:
     """Return {quant type: {tensor: tensor type}}: llama.cpp's choice by a model's keys, or the recipe's.
 
-    The vocabulary's keys decide nothing and may be missing. Raises what `ggtool.conversion.tensor_types.choose` raises,
+    The vocabulary's keys have no influence and may be missing. Raises what `ggtool.conversion.tensor_types.choose` raises,
     and UsageError for a recipe of another model.
     """
     if options.vocab_only:
@@ -130,7 +131,7 @@ def choose_types(
 
 
 def _check_name(values: Mapping[str, GGUFValue]) -> None:
-    """Refuse a name by which llama.cpp looks for tokens that the vocabulary lacks: it could not open the file."""
+    """Refuse a model name for which llama.cpp requires tokens that the vocabulary lacks: it could not open the file."""
     name = str(values[Keys.General.NAME].value) if Keys.General.NAME in values else ""
     if not any(mark in name.lower() for mark in _PHI3_NAMES) or Keys.Tokenizer.LIST not in values:
         return

@@ -1,7 +1,7 @@
-"""Every key-value pair of the GGUF, in the order and with the types that upstream's converter writes.
+"""GGUF key-value pairs, in the order and with the types of upstream's converter.
 
 gguf-py names the keys, types the values and reads the authorship (README front matter, the parts of the model's
-name, sampling defaults); this file says which of them go in, and nothing that upstream would not write.
+name, sampling defaults); this module selects which are written, and adds none that upstream would not write.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def collect(
     hparams: Mapping[str, Any],
     tensors: Sequence[ModelTensor],
 ) -> tuple[dict[str, GGUFValue], list[str]]:
-    """Return key -> value for a file of this checkpoint, but for its vocabulary and its quant type; and notes.
+    """Return all keys of a file but the vocabulary's and the quant type, and notes for the user.
 
-    The notes say what of the README or of generation_config.json could not be read and is left out.
+    The notes name what in README.md or generation_config.json could not be read and was left out.
     """
     writer = GGUFWriter(path=None, arch=row.gguf_name)
     writer.add_type(GGUFType.MODEL)
@@ -52,7 +52,7 @@ def collect(
 
 
 def format_keys(row: Format) -> dict[str, GGUFValue]:
-    """Return general.file_type as the quant type's number, which takes the place of the 0 that `collect` left there."""
+    """Return general.file_type with the quant type's number; it replaces the 0 that `collect` wrote."""
     assert row.ftype is not None
     return {Keys.General.FILE_TYPE: GGUFValue(row.ftype, GGUFValueType.UINT32)}
 
@@ -63,7 +63,7 @@ def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGU
     total, shared, expert, n_experts = writer.get_total_parameter_count()
     metadata, notes = _load(source, total)
     metadata.name = metadata.name or source.name
-    if metadata.languages:  # YAML reads Norwegian's code as the word
+    if metadata.languages:  # YAML parses the language code `no` as false
         metadata.languages = ["no" if code is False else code for code in metadata.languages]
     metadata.size_label = metadata.size_label or size_label(total, shared, expert, n_experts)
     try:
@@ -76,7 +76,7 @@ def _authorship(source: ModelSource, tensors: Sequence[ModelTensor], writer: GGU
 
 
 def _drop_impossible(values: dict[str, GGUFValue]) -> list[str]:
-    """Leave out what cannot be written, such as a temperature in words, and return a note of each."""
+    """Remove values that cannot be written, such as a temperature in words, and return a note on each."""
     notes = []
     for key in list(values):
         try:
@@ -89,8 +89,9 @@ def _drop_impossible(values: dict[str, GGUFValue]) -> list[str]:
 
 @contextmanager
 def named_folder(source: ModelSource, without: Collection[str] = ()) -> Iterator[Path]:
-    """Yield the checkpoint's folder under the model's name, which gguf-py takes from it; the Hub's cache names a
-    folder by its commit. The files in `without` are not in it.
+    """Yield the checkpoint's folder under the model's name, without the files named in `without`.
+
+    gguf-py takes the name from the folder, and the Hub's cache names folders by commit.
     """
     with tempfile.TemporaryDirectory(prefix="ggtool-") as folder:
         named = Path(folder) / source.name
@@ -129,7 +130,7 @@ def _load(source: ModelSource, n_params: int) -> tuple[Metadata, list[str]]:
 
 
 def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, GGUFValue]:
-    """Return key -> value of a vocabulary; they follow those of `collect`."""
+    """Return the keys of a vocabulary; they are written after those of `collect`."""
     writer = GGUFWriter(path=None, arch="")
     writer.kv_data[0].clear()  # the architecture, which the writer puts first
     _further(vocabulary.first, writer)
@@ -150,7 +151,7 @@ def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, GGUFValue]:
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
     if names := writer.kv_data[0].get(Keys.Tokenizer.CHAT_TEMPLATES):
-        names.value.sort()  # out of a set, so otherwise in another order each time
+        names.value.sort()  # gguf-py collects them in a set, whose order varies
     _further(vocabulary.last, writer)
     return dict(writer.kv_data[0])
 

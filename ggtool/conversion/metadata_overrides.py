@@ -1,4 +1,4 @@
-"""Metadata that the user decides: --name and --metadata KEY=VALUE.
+"""Metadata set on the command line: --name and --metadata KEY=VALUE.
 
 A value takes the type that the key has already. A new key takes the type that its value looks like, or the one
 written before it as llama-quantize's --override-kv has it: KEY=int:5, KEY=float:5, KEY=bool:true, KEY=str:5.
@@ -16,7 +16,7 @@ from gguf.gguf_writer import GGUFValue
 
 from ggtool.errors import UsageError
 
-# What the file's own layout is told by; another value would only make it unreadable.
+# Keys that describe the file's layout; another value would make it unreadable.
 _FIXED = ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
 _FIXED_PREFIXES = ("split.", "quantize.imatrix.")
 _TRUTH = {"true": True, "false": False}
@@ -41,7 +41,7 @@ _INTEGERS = {
 
 
 def split_pair(text: str, flag: str) -> tuple[str, str]:
-    """Cut KEY=VALUE at its first "="; UsageError when there is none or nothing before it."""
+    """Split KEY=VALUE at the first "="; UsageError if there is none or the key is empty."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise UsageError(f"{flag} {text!r} is not of the form KEY=VALUE.")
@@ -60,7 +60,7 @@ def override(
         changed[Keys.General.NAME] = GGUFValue(name, GGUFValueType.STRING)
     for key, text in metadata.items():
         if key in _FIXED or key.startswith(_FIXED_PREFIXES):
-            raise UsageError(f"--metadata {key}: this key says how the file is made and cannot be chosen.")
+            raise UsageError(f"--metadata {key}: this key describes the file's layout and cannot be set.")
         changed[key] = _like(key, text, values[key]) if key in values else _guess(key, text)
     return changed
 
@@ -99,11 +99,11 @@ def _parse(key: str, text: str, kind: GGUFValueType) -> Any:
     try:
         value = readers.get(kind, int)(text)
     except (KeyError, ValueError):
-        raise UsageError(f"--metadata {key}: {text!r} is no {kind.name.lower()}.") from None
+        raise UsageError(f"--metadata {key}: {text!r} is not a {kind.name.lower()}.") from None
     if kind in _INTEGERS:
         signed, bits = _INTEGERS[kind]
         if not -signed << (bits - 1) <= value < 1 << (bits - signed):
             raise UsageError(f"--metadata {key}: {text} does not fit {kind.name.lower()}.")
     if isinstance(value, float) and (not math.isfinite(value) or abs(value) > 3.4e38):
-        raise UsageError(f"--metadata {key}: {text!r} is no finite number.")
+        raise UsageError(f"--metadata {key}: {text!r} is not a finite number.")
     return value

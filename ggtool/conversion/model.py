@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF sees it: every key and every tensor under its GGUF name, nothing quantized yet."""
+"""A checkpoint as GGUF keys and tensors, before quantization."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ggtool.source.resolve import ModelSource
 
 @dataclass(frozen=True)
 class Model:
-    """Keys with their values in the order they are written, and tensors in theirs.
+    """Keys and tensors of a model, in the order they are written.
 
     Attributes:
         facts: every key but the vocabulary's.
-        read_vocabulary: reads those and what the user should know about them; it takes longer than all the rest.
-        model_notes: what the user should know about what llama.cpp makes of the model.
+        read_vocabulary: reads the vocabulary's keys and notes; it takes longer than all the rest.
+        model_notes: warnings for the user about how llama.cpp runs the model.
 
     """
 
@@ -42,12 +42,12 @@ class Model:
 
     @cached_property
     def values(self) -> Mapping[str, GGUFValue]:
-        """Every key; the vocabulary is read when this is first asked for, and SourceError says what is wrong with it."""
+        """Every key. Reads the vocabulary on first use; SourceError says what is wrong with it."""
         return {**self.facts, **self._vocabulary[0]}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know; read with the vocabulary."""
+        """Warnings for the user; reads the vocabulary on first use."""
         return (*self.model_notes, *self._vocabulary[1])
 
     @cached_property
@@ -58,7 +58,7 @@ class Model:
 def read_model(
     source: ModelSource, progress: FileProgress | None = None, *, shapes_only: bool = False
 ) -> Model:
-    """Read all of a checkpoint but its weights and its vocabulary; SourceError says in one line what does not fit.
+    """Read a checkpoint's config and tensor headers; SourceError says in one line what does not fit.
 
     An architecture without a row goes through llama.cpp's converter, which does read the weights, unless
     `shapes_only`; progress(done, total, "") then counts the bytes it has written.

@@ -1,4 +1,4 @@
-"""What a caller may decide about the files beyond their quant types."""
+"""Conversion options beyond the quant types."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ggtool.gguf.imatrix import ImportanceMatrix
 
 @dataclass(frozen=True, kw_only=True)
 class TypeRules:
-    """llama-quantize's own flags about tensor types; it is llama.cpp that applies them.
+    """llama-quantize's flags about tensor types; llama.cpp itself applies them.
 
     Attributes:
-        tensor_types: (regular expression, tensor type), the first that is found in a tensor's name counts. They
-            touch no float quant type and none of the tensors that llama.cpp never quantizes.
+        tensor_types: (regular expression, tensor type); the first expression found in a tensor's name applies. Float
+            quant types and tensors that llama.cpp never quantizes are not affected.
         output_tensor_type: of output.weight, or of the token embedding where that is the output too.
-        token_embedding_type: of the token embedding; counts before all others.
+        token_embedding_type: of the token embedding; takes precedence over the others.
         pure: every tensor gets the quant type's main tensor type.
         leave_output_tensor: output.weight stays F32.
 
@@ -31,7 +31,7 @@ class TypeRules:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """All that is decided beside the quant types; what is made without options is what llama-quantize makes.
+    """Everything a caller can choose beside the quant types. The defaults give what llama-quantize gives.
 
     Attributes:
         rules: which tensor gets which type.

@@ -1,4 +1,4 @@
-"""What a tensor type does to a tensor: the real quantizer, back to floats, and the error relative to the tensor.
+"""Relative quantization error of a tensor type on a tensor, measured with the real quantizer.
 
 error = sum of w * (quantized - original)^2 / sum of w * original^2, w being the importance of a weight's input
 (1 without any): the share of a matrix product's energy that becomes noise. Long tensors are sampled: 32 runs of

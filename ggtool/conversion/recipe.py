@@ -1,6 +1,6 @@
-"""A recipe: the tensor type of every tensor of one mix, in a JSON file beside the model, to make it again.
+"""Recipes: the tensor type of every tensor of a mix, as a JSON file beside the model that can be replayed.
 
-Replayed on the same checkpoint with the same importance matrix it makes the same file, byte for byte.
+Replayed on the same checkpoint with the same importance matrix it gives the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Recipe:
     """A mix of tensor types.
 
     Attributes:
-        name: what stands in a file's name where the quant type would, such as "4.5bpw".
-        qtype: the quant type that general.file_type says it is, the nearest there is.
+        name: used in file names in place of the quant type, such as "4.5bpw".
+        qtype: the nearest quant type, written to general.file_type.
         tensors: tensor -> tensor type, for every tensor that is not F32.
         imatrix_sha256: of the importance data that was used; empty for none.
-        imatrix: where that was, for the reader.
-        expected_kld: mean KL divergence to the original that the choice expects, in nats; None without calibration.
+        imatrix: its path, for information.
+        expected_kld: expected mean KL divergence from the original, in nats; None without calibration.
 
     """
 
@@ -85,13 +85,13 @@ def write_recipe(path: Path, recipe: Recipe, *, force: bool = False) -> None:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; UsageError when the file is none."""
+    """Read a recipe; UsageError if the file is not one."""
     try:
         facts: Mapping[str, Any] = read_json(path)
     except SourceError as error:
         raise UsageError(str(error)) from None
     if facts.get("kind") != _KIND or facts.get("version") != _VERSION:
-        raise UsageError(f"{path} is no recipe of this version of ggtool.")
+        raise UsageError(f"{path} is not a recipe of this version of ggtool.")
     fields = {key: value for key, value in facts.items() if key not in {"kind", "version"}}
     try:
         recipe = Recipe(**fields)

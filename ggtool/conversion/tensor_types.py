@@ -1,7 +1,7 @@
-"""Which tensor type each tensor gets in each quant type: llama.cpp's own policy, asked of llama.cpp itself.
+"""The tensor type of every tensor in each quant type, as chosen by llama.cpp itself.
 
-`llama_model_quantize` with `dry_run` logs what it would make of an F32 file. It reads the header alone, so the
-file it is given is that header over a hole as long as the weights. About 0.1 s for all quant types together.
+`llama_model_quantize` with `dry_run` logs its choices for an F32 file. It reads only the header, so it is given a
+sparse file: the header and a hole as long as the weights. About 0.1 s for all quant types together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ggtool.gguf.tensor_types import TENSOR_TYPES
 from ggtool.gguf.writer import encode, pack, place
 
 # "[   3/  63] token_embd.weight - [ 256, 512, 1, 1], type = f32, size = 0.50 MiB -> 0.10 MiB (q6_K)"; a tensor
-# that stays as it is has no arrow and no type.
+# that is not quantized has no arrow and no type.
 _LINE = re.compile(
     r"^\[ *\d+/ *\d+\] (?P<name>\S+) .*, type = +f32, size = .*MiB(?: -> .*MiB \((?P<type>\w+)\))?$", re.M
 )
@@ -37,7 +37,7 @@ _TIMEOUT_S = 120
 
 
 def find_tensor_type(name: str) -> str:
-    """Return a tensor type such as "Q4_K" for a name in any case; UsageError for what no weight can be."""
+    """Return a tensor type such as "Q4_K" for a name in any case; UsageError for a type that cannot hold weights."""
     found = _NAMES.get(name.lower())
     if found is None or found in _NOT_FOR_WEIGHTS:
         known = ", ".join(sorted(kind for kind in _NUMBERS if kind not in _NOT_FOR_WEIGHTS))
@@ -55,10 +55,10 @@ def choose(
 ) -> dict[str, dict[str, str]]:
     """Return {quant type: {tensor: tensor type}} for a model of these metadata and tensor shapes (numpy's order).
 
-    Raises ArtifactError with llama.cpp's own last line when it refuses the model or dies, UsageError when it is
-    an expression among the rules that it refuses.
+    Raises ArtifactError with llama.cpp's last log line if it refuses the model or crashes, UsageError if it refuses
+    an expression in the rules.
     """
-    # The vocabulary decides nothing and is most of the header.
+    # The vocabulary has no influence and is most of the header.
     few = {key: value for key, value in values.items() if not key.startswith("tokenizer.")}
     tensors = place((name, shape, "F32") for name, shape in shapes.items())
     header = encode(pack(few), tensors)

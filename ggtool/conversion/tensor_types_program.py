@@ -1,12 +1,12 @@
-"""Run by `tensor_types` as a program of its own: ask llama.cpp which types it would quantize a file's tensors to.
+"""Child program of `tensor_types`: logs the tensor types that llama.cpp would choose for a file.
 
-    python policy.py LIBLLAMA FILE RULES FTYPE...
+    python tensor_types_program.py LIBLLAMA FILE RULES FTYPE...
 
 RULES is a JSON object: the fields of `QuantizeParams` to set, `tensor_types` as [regular expression, number] pairs.
 
-llama.cpp answers in its log, on stderr; a line `@FTYPE` goes before each answer. A process of its own, because
-an assertion in native code would end the caller, and because the log belongs to whoever set its callback there.
-It imports the standard library only, which makes it start in a few hundredths of a second.
+llama.cpp answers in its log, on stderr; a line `@FTYPE` precedes each answer. It runs in a child process because an
+assertion in native code would abort the caller and because the log callback is global. It imports only the standard
+library, so it starts in a few hundredths of a second.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Any
 
-_N_TYPES_MAX = 1 << 10  # any number that no tensor type has ends a list
+_N_TYPES_MAX = 1 << 10  # a number that is no tensor type's terminates the list
 
 
 class QuantizeParams(ctypes.Structure):
@@ -67,7 +67,7 @@ def main(library: str, file: str, rules: dict[str, Any], ftypes: list[str]) -> i
     pairs = [TensorOverride(pattern.encode(), number) for pattern, number in rules.pop("tensor_types")]
     overrides = (TensorOverride * (len(pairs) + 1))(*pairs, TensorOverride(None, _N_TYPES_MAX))
     params.tt_overrides = ctypes.cast(overrides, ctypes.c_void_p) if pairs else None
-    # That there is an importance matrix changes some choices; what is in it changes none.
+    # Whether there is an importance matrix changes some choices; its values do not.
     entries = (ImatrixData * 2)(ImatrixData(b"any", (ctypes.c_float * 1)(1.0), 1), ImatrixData(None, None, 0))
     params.imatrix = ctypes.cast(entries, ctypes.c_void_p) if rules.pop("imatrix") else None
     for field, value in rules.items():

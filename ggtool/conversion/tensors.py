@@ -1,7 +1,7 @@
-"""From a checkpoint's tensors to the GGUF's: names, shapes and views checked, nothing read.
+"""Map a checkpoint's tensors to GGUF tensors: names, shapes and views are checked, no data is read.
 
-The order is the checkpoint's own (shards, then names), which is the order upstream's converter writes; tensors that
-follow from the config come before it.
+The order is the checkpoint's (shards, then names), as upstream's converter writes it; tensors computed from the config
+come first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEPT_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of the GGUF to be. `view` looks at the mapped checkpoint; all axes but the last count its rows.
+    """A tensor to be written. `view` is a view of the mapped checkpoint; all axes but the last index its rows.
 
     `plus` is added to every element, in float32.
     """
@@ -49,11 +49,11 @@ class ModelTensor:
 
     @property
     def kept(self) -> bool:
-        """Whether it is small enough to stay in memory until all its rows were read."""
+        """Whether it is small enough to keep mapped until all its rows are read."""
         return self.source.raw.nbytes <= _KEPT_BYTES
 
     def release(self, begin: int, end: int) -> None:
-        """Give back the memory that rows begin to end were read from, and what lies between them in the file."""
+        """Release the mapped pages of rows begin to end, and of what lies between them in the file."""
         self.source.release(self.view[begin:end] if self.view.ndim == 2 else None)
 
     def rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
@@ -72,11 +72,11 @@ class ModelTensor:
             piece = self.view[np.unravel_index(np.arange(begin, end), self.view.shape[:-1])]
         if piece.flags.c_contiguous:
             return widen(piece, self.source.dtype)
-        # A column lies across all of the stored matrix: take it band by band, so that only a band is in memory.
+        # A column spans the whole stored matrix: read it in bands, so that only one band is in memory.
         found = np.empty((end - begin, self.n_per_row), np.float32)
         step = max(1, _BAND_BYTES // abs(piece.strides[-1] or 1))
         for at in range(0, self.n_per_row, step):
-            # Out of the file in its own order first: its columns may lie a page apart, which a cache handles badly.
+            # Copy in file order first: columns may lie a page apart, which is slow to gather.
             band = np.ascontiguousarray(piece[:, at : at + step].T)
             found[:, at : at + step] = widen(band, self.source.dtype).T
             if not self.kept:
@@ -90,16 +90,16 @@ def model_tensors(
     config: Mapping[str, Any],
     weights: Mapping[str, LazyTensor],
 ) -> list[ModelTensor]:
-    """Match the checkpoint with the architecture.
+    """Match a checkpoint's tensors with the architecture's.
 
-    Raises SourceError for a tensor that is missing, left over, of another shape or not made of floats.
+    Raises SourceError for a tensor that is missing, unexpected, of another shape or not a float type.
     """
     expected = dict(_expand(row, hparams, len(weights)))
     dropped = {name.format(block) for name in row.drop for block in range(hparams["n_layer"])}
     present = _named(row, {*expected, *dropped}, weights)
     for name, weight in expected.items():
         if weight.repeats and hparams["tied"] and weight.repeats not in present and name in present:
-            present[weight.repeats] = present.pop(name)  # tied, and saved under the head's name
+            present[weight.repeats] = present.pop(name)  # tied, and stored under the head's name
     if missing := [
         name
         for name, weight in expected.items()
@@ -112,7 +112,7 @@ def model_tensors(
     if extra := [name for name in present if name not in expected and name not in dropped]:
         where = _holder(present[name] for name in extra)
         raise SourceError(
-            f"{where} has {len(extra)} tensors that no {row.gguf_name} has, the first is {present[extra[0]].name}."
+            f"{where} has {len(extra)} tensors that a {row.gguf_name} model does not have, the first is {present[extra[0]].name}."
         )
     found = [_computed(name, values) for name, values in row.computed(hparams, config).items()]
     for name, tensor in present.items():
@@ -124,11 +124,11 @@ def model_tensors(
             continue
         if weight.only_copy:
             raise SourceError(
-                f"{tensor.file}: tensor {tensor.name} is no copy of {weight.repeats}, and llama.cpp's "
-                f"{row.gguf_name} knows no other."
+                f"{tensor.file}: tensor {tensor.name} is not a copy of {weight.repeats}, and llama.cpp's "
+                f"{row.gguf_name} has no output head of its own."
             )
         found.append(checked)
-    # A head that is tied and left out, where llama.cpp's graph does not take the embedding for it.
+    # A tied head that the checkpoint leaves out and llama.cpp's graph requires.
     found += [
         _check(present[weight.repeats], weight, hparams)
         for name, weight in expected.items()
@@ -180,7 +180,7 @@ def _expand(row: Architecture, hparams: Mapping[str, Any], n_tensors: int) -> It
     n_layer = hparams["n_layer"]
     if n_layer > n_tensors:
         raise SourceError(
-            f"config.json promises {n_layer} blocks and the checkpoint holds {n_tensors} tensors."
+            f"config.json has {n_layer} blocks, and the checkpoint holds only {n_tensors} tensors."
         )
     for name, weight in row.tensors.items():
         if weight.when and not hparams[weight.when]:
@@ -194,7 +194,9 @@ def _expand(row: Architecture, hparams: Mapping[str, Any], n_tensors: int) -> It
 
 def _check(tensor: LazyTensor, weight: Weight, hparams: Mapping[str, Any]) -> ModelTensor:
     if tensor.dtype not in FLOAT_TYPES:
-        raise SourceError(f"{tensor.file}: tensor {tensor.name} is made of {tensor.dtype} and not of floats.")
+        raise SourceError(
+            f"{tensor.file}: tensor {tensor.name} has the type {tensor.dtype}, which is not a float."
+        )
     shape = tuple(evaluate(part, hparams) for part in weight.shape.split())
     view = _view(tensor, weight, hparams) if tensor.raw.ndim == len(shape) else None
     # A view may split the axes before the last; the rows must still be as many and as long.

@@ -1,8 +1,8 @@
-"""Architectures without a row of their own: llama.cpp's converter, in a process of its own, to a file of floats.
+"""Fall back to llama.cpp's own converter for architectures without a row: in a child process, to a float GGUF file.
 
-It is found in vendor/llama.cpp/source of a source tree, where scripts/vendor-llama-cpp puts it, or in the folder
-that GGTOOL_LLAMA_CPP names. It imports torch and needs room for the floats on the disk; the process that asks does
-not, and takes the floats on as it takes a checkpoint's tensors.
+The converter is looked for in vendor/llama.cpp/source of a source tree (scripts/vendor-llama-cpp puts it there) or in
+the folder named by GGTOOL_LLAMA_CPP. The child imports torch and needs disk space for the floats; this process does not
+import torch, and converts the floats as it converts a checkpoint's tensors.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find_llama_cpp() -> Path:
 
 
 def converter_sha256() -> str:
-    """Return the sha256 of the converter's own source; SourceError where there is none."""
+    """Return the sha256 of the converter's source; SourceError if it is not installed."""
     return _sources_sha256(find_llama_cpp())
 
 
@@ -80,7 +80,7 @@ def _sources_sha256(llama_cpp: Path) -> str:
 
 
 def vendored_architectures(llama_cpp: Path) -> list[str]:
-    """List what the converter knows, from its source: importing it would import torch."""
+    """List the converter's architectures by parsing its source, since importing it would import torch."""
     registry = llama_cpp / _REGISTRY
     try:
         tree = ast.parse(registry.read_text(encoding="utf-8"))
@@ -100,12 +100,12 @@ def vendored_architectures(llama_cpp: Path) -> list[str]:
 def convert_to_floats(
     source: ModelSource, architecture: str, progress: FileProgress | None, *, shapes_only: bool
 ) -> tuple[dict[str, GGUFValue], list[ModelTensor]]:
-    """Have the converter make a GGUF of a checkpoint, and return its keys and its tensors, mapped.
+    """Run the converter on a checkpoint and return the keys and the mapped tensors of its output.
 
-    The file is gone from the disk when this returns, and its room is free when the tensors are. A checkpoint all in
-    bfloat16 is made into bfloat16, any other into float32. `shapes_only`: the tensors hold nothing.
+    The file is deleted before this returns, and its disk space is freed with the tensors. A checkpoint entirely in
+    bfloat16 stays bfloat16, any other becomes float32. `shapes_only`: the tensors hold no data.
 
-    Raises SourceError with the converter's own reason, OutputError for a disk without room.
+    Raises SourceError with the converter's reason, OutputError if the disk is too small.
     """
     try:
         llama_cpp = find_llama_cpp()
@@ -127,7 +127,7 @@ def convert_to_floats(
                 f"{folder} has {free:,} bytes free and the floats need {n_bytes:,}; free some space, or name "
                 "another folder in GGTOOL_CACHE."
             )
-        # The converter takes every file that looks like weights; it gets those that transformers would load.
+        # The converter reads every file that looks like weights; it is given only those that transformers would load.
         with named_folder(source, _passed_over(source)) as model:
             job = {
                 "model": str(model),
@@ -180,7 +180,7 @@ def _reason(log: IO[bytes]) -> str:
 
 
 def _passed_over(source: ModelSource) -> set[str]:
-    """Return the names of weight files that transformers would not load, and of an index that it would not read."""
+    """Return the names of weight files, and of an index, that transformers would not read."""
     taken = {path.name for path in weight_files(source.folder, allow_pickle=source.allow_pickle)}
     others = {path.name for path in source.folder.glob("*.safetensors")} - taken
     return others | ({INDEX_NAME} if others and SINGLE_NAME in taken else set())

@@ -1,11 +1,11 @@
-"""Run by `vendored` as a program of its own: llama.cpp's converter on one checkpoint, a few things changed.
+"""Child program of `vendored`: runs llama.cpp's converter on one checkpoint, with a few changes.
 
     python vendored_program.py SOURCE JOB
 
-SOURCE is llama.cpp's folder, JOB a JSON object: model, out, outtype, pre, remote_code, shapes_only. Changed are:
-no code that comes with a model is run, unless the job says so; a pre-tokenizer whose vocabulary the converter does
-not know gets the name `pre`; with `shapes_only` no weight is read and the file has a hole in their place. The last
-line on stderr, `@error ...`, says why it failed. It ends when the process that started it does.
+SOURCE is llama.cpp's folder, JOB a JSON object: model, out, outtype, pre, remote_code, shapes_only. The changes: code
+that comes with a model is not run unless the job allows it; a pre-tokenizer that the converter does not recognize gets
+the name `pre`; with `shapes_only` no weights are read and the file has a hole in their place. The last line on stderr,
+`@error ...`, gives the reason of a failure. The program ends when its parent does.
 """
 
 import json

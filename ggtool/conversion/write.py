@@ -1,8 +1,8 @@
-"""One pass over the checkpoint that fills every output file at once.
+"""Write all output files in one pass over the checkpoint.
 
-The work is cut into pieces: some rows of one tensor. A piece is read and widened once, quantized once to each
-tensor type that some file wants, and written where it belongs in each, for every place in every file is known
-beforehand. Pieces depend on nothing, so any number of threads may take them, and memory is one piece a thread.
+The work is divided into pieces, some rows of one tensor each. A piece is read and widened once, quantized once per
+tensor type in use, and written at its place in each file, since all offsets are known beforehand. Pieces are
+independent, so any number of threads can process them, with one piece per thread in memory.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ggtool.gguf.model import FLOAT_TENSOR_TYPES
 from ggtool.gguf.tensor_types import row_bytes
 from ggtool.gguf.writer import PlacedTensor, aligned
 
-# 2 MiB of float32: large enough that Python's share of the time is nothing, small enough for a cache.
+# 2 MiB of float32: large enough to make Python's overhead negligible, small enough for the CPU cache.
 _PIECE_WEIGHTS = 1 << 19
 
-_TOO_LARGE = 1e9  # no block scale, a float16, reaches this far
+_TOO_LARGE = 1e9  # beyond any block scale, which is a float16
 _LARGEST_HALF = 65504.0
 
 FileProgress = Callable[[int, int, str], None]
@@ -40,7 +40,7 @@ Importance = Mapping[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class FileLayout:
-    """A file to be, to the byte: its header, and where each tensor's data goes behind it."""
+    """Exact layout of an output file: its header and the place of each tensor's data."""
 
     format: Format
     header: bytes
@@ -68,7 +68,7 @@ class _Piece:
     begin: int
     end: int
     importance: npt.NDArray[np.float32] | None
-    left: Iterator[int]  # of the tensor's pieces; shared by them, and the last to be done draws 0
+    left: Iterator[int]  # shared by the tensor's pieces; the last to finish draws 0
 
     @property
     def n_bytes(self) -> int:
@@ -84,8 +84,8 @@ def write_files(
 ) -> None:
     """Fill the files at `outputs` (they exist and are empty); progress(done, total, tensor) counts bytes read.
 
-    Raises SourceError for a weight that is not finite or leaves a tensor type's range, OutputError for a disk
-    that is full; the other pieces are given up at once.
+    Raises SourceError for a weight that is not finite or outside a tensor type's range, OutputError if the disk is
+    full; the remaining pieces are cancelled.
     """
     with ExitStack() as stack:
         places: dict[str, dict[str, list[_Place]]] = {tensor.name: {} for tensor in tensors}
@@ -93,7 +93,7 @@ def write_files(
             descriptor = os.open(path, os.O_WRONLY)
             stack.callback(os.close, descriptor)
             _write_at(_Place(descriptor, path, 0), memoryview(layout.header))
-            # What no tensor covers is padding and reads as zeros; the last of it may have no tensor behind it.
+            # Gaps between tensors are padding and read as zeros, also after the last tensor.
             if layout.tensors:
                 _write_at(_Place(descriptor, path, layout.n_bytes - 1), memoryview(b"\0"))
             for placed in layout.tensors:
@@ -138,7 +138,7 @@ def _run(
 
 def _pieces(tensor: ModelTensor, importance: npt.NDArray[np.float32] | None) -> Iterator[_Piece]:
     step = max(1, _PIECE_WEIGHTS // tensor.n_per_row)
-    # Each matrix of a stack has an importance of its own, so no piece may lie across two.
+    # Each matrix of a stack has its own importance, so a piece must not span two.
     n_matrices = 1 if importance is None else len(importance)
     rows = tensor.n_rows // n_matrices
     left = count(n_matrices * -(-rows // step) - 1, -1)
@@ -151,15 +151,15 @@ def _pieces(tensor: ModelTensor, importance: npt.NDArray[np.float32] | None) -> 
 def _convert(piece: _Piece, places: Mapping[str, list[_Place]]) -> None:
     tensor = piece.tensor
     rows = tensor.rows(piece.begin, piece.end)
-    # A NaN or an infinity shows in the extremes; this is several times faster than isfinite on every weight.
+    # A NaN or an infinity shows in min and max, which is several times faster than isfinite on every weight.
     extreme = max(-float(rows.min()), float(rows.max()))
     if not np.isfinite(extreme):
         raise SourceError(f"{tensor.source.file}: tensor {tensor.source.name} holds a NaN or an infinity.")
     for type_name, targets in places.items():
-        # ggml's search for the best grid point ends the process where a square overflows.
+        # ggml's grid search aborts the process if a square overflows.
         fits = extreme < _TOO_LARGE or not type_name.startswith("IQ")
         data = quantize_rows(type_name, rows, piece.importance) if fits else np.empty(0, np.uint8)
-        # A float type can only overflow; where it cannot, looking at each value again would tell nothing.
+        # A float type can only overflow; where it cannot, there is nothing to check.
         sure = type_name == "F32" or (type_name in FLOAT_TENSOR_TYPES and extreme <= _LARGEST_HALF)
         if not fits or not (sure or valid(type_name, data)):
             raise SourceError(

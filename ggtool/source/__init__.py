@@ -1,1 +1,1 @@
-"""A checkpoint: where it comes from, and its tensors, read lazily from safetensors or (if allowed) pickles."""
+"""Checkpoints: where they come from and how their tensors are read, from safetensors or (if allowed) pickles."""

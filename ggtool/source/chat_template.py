@@ -1,7 +1,7 @@
-"""A checkpoint's chat template, found as transformers finds it: the one place that decides which of several counts.
+"""A checkpoint's chat template, with transformers' precedence. Every reader of a template goes through here.
 
-chat_template.jinja comes before what tokenizer_config.json has, and the files of additional_chat_templates/ name more;
-chat_template.json, which only processors of images read, comes last. Source: tokenization_utils_base.py.
+chat_template.jinja takes precedence over tokenizer_config.json, and files in additional_chat_templates/ add named ones;
+chat_template.json, which only multimodal processors read, comes last. Source: tokenization_utils_base.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> Templates:
 
 
 def default_chat_template(folder: Path) -> str | None:
-    """Return the one template that a conversation uses; None where the checkpoint has none."""
+    """Return the template for plain conversations; None if the checkpoint has none."""
     path = folder / "tokenizer_config.json"
     found = read_chat_template(folder, read_json(path) if path.exists() else {})
     if found is None or isinstance(found, str):

@@ -1,6 +1,6 @@
-"""Tensor names that a training wrapper left longer than the model's own: torch.compile, DDP, FSDP, a module around it.
+"""Strip the prefixes that training wrappers leave in tensor names: torch.compile, DDP, FSDP, an enclosing module.
 
-Stripped for every reader: `rename` gives the model's names, `renamings` the same as patterns for transformers' loader.
+`rename` gives the model's own names, `renamings` the same as patterns for transformers' loader.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _INSIDE = re.compile(r"model\.(model|transformer|gpt_neox|lm_head|embed_out)\.")
 
 
 def renamings(names: Collection[str]) -> Mapping[str, str]:
-    """Return {regular expression: replacement} that turn `names` into the model's own, in order; empty if they are."""
+    """Return {regular expression: replacement}, to apply in order; empty if `names` are the model's own already."""
     found: dict[str, str] = {}
     for pattern in (_WRAPPERS, _PARALLEL):
         if any(re.search(pattern, name) for name in names):
@@ -28,13 +28,13 @@ def renamings(names: Collection[str]) -> Mapping[str, str]:
 
 
 def rename(names: Collection[str]) -> dict[str, str]:
-    """Return name in the file -> the model's own."""
+    """Return {name in the file: the model's own name}."""
     patterns = renamings(names)
     return {name: _apply(patterns, name) for name in names}
 
 
 def prefixes_note(names: Collection[str]) -> str:
-    """Say which pieces of the names are stripped; empty if none is."""
+    """Return a note with an example of what is stripped; empty if nothing is."""
     changed = {name: own for name, own in rename(names).items() if own != name}
     if not changed:
         return ""

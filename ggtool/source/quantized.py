@@ -1,4 +1,4 @@
-"""Whether a checkpoint is quantized: its tensors decide, not what an old config.json still says."""
+"""Detect whether a checkpoint is quantized, by its tensors rather than by a config.json that may be out of date."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PARTS = (
 def quantization(
     config: Mapping[str, Any], tensors: Iterable[LazyTensor]
 ) -> Literal["", "left over", "quantized"]:
-    """Return what config.json's quantization_config is worth: nothing there, one that was left over, or a true one."""
+    """Return "" without a quantization_config, "quantized" if the tensors are, "left over" if they are plain floats."""
     if config.get(CONFIG_KEY) is None:
         return ""
     for tensor in tensors:
@@ -44,10 +44,10 @@ def quantization(
 
 
 def left_over_note(config: Mapping[str, Any]) -> str:
-    """Say that the weights are taken as the floats that they are."""
+    """Return the note for a quantization_config that no longer describes the weights."""
     settings = config[CONFIG_KEY]
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     return (
-        f"config.json has a quantization_config ({method or 'of no method'}) that was left over: the weights are floats "
-        "and are taken as they are."
+        f"config.json has a quantization_config ({method or 'without a method'}), but the weights are floats: it was left "
+        "over and is ignored."
     )

@@ -1,7 +1,7 @@
-"""ModelSource: a repo id at a revision, or a folder, turned into pinned local files.
+"""Resolve a model name (a folder, a file, or a Hub repo at a revision) to pinned local files.
 
-With no model named it is GPT-2 from the cache or the Hub, and when neither can be had the small model that
-travels with ggtool, said through `notify`. A model that was named is never replaced by another.
+Without a name the default is GPT-2 from the cache or the Hub or, if neither is available, the small model that comes
+with ggtool, reported through `notify`. A model that was named is never replaced by another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WANTED = (
     "README.md",
 )
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-# The same weights again, in other precisions or as Mistral keeps them, among them.
+# Files that are not needed, such as the same weights in other precisions or in Mistral's own layout.
 _UNWANTED = (
     "*/*",
     "onnx*",
@@ -49,7 +49,7 @@ _UNWANTED = (
     "consolidated*.safetensors",
     "model.*.safetensors",
 )
-# Long enough for a slow Hub, short enough to say soon that there is none.
+# Long enough for a slow Hub, short enough to fail soon without one.
 _HUB_TIMEOUT_S = 10.0
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # How the Hub's cache keeps a repo: models--OWNER--NAME/snapshots/COMMIT.
@@ -84,7 +84,7 @@ class ModelSource:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the folder was read; nothing yet for one that cannot be."""
+        """Warnings for the user about how the folder is read; empty for one that cannot be read."""
         try:
             if weight_files(self.folder, allow_pickle=self.allow_pickle)[0].suffix == ".bin":
                 return ()  # opening it would import torch
@@ -98,7 +98,7 @@ class ModelSource:
 
     @cached_property
     def sha256(self) -> str:
-        """One sha256 over everything that decides the weights and the vocabulary; reads every byte once."""
+        """One sha256 over all files that decide the weights and the vocabulary; reads every byte once."""
         names = (
             "config.json",
             "tokenizer.json",
@@ -117,14 +117,14 @@ class ModelSource:
 
 
 def from_folder(folder: Path) -> ModelSource:
-    """Use the checkpoint in `folder`, which a snapshot in the Hub's cache names after its repo.
+    """Use the checkpoint in `folder`; a snapshot in the Hub's cache gets the name of its repo.
 
     Raises SourceError if it has no config.json.
     """
     if not (folder / "config.json").exists():
         if adapter := adapter_of(folder):
             raise SourceError(adapter)
-        raise SourceError(f"{folder} holds no config.json, so it is no Hugging Face checkpoint.")
+        raise SourceError(f"{folder} holds no config.json, so it is not a Hugging Face checkpoint.")
     whole = folder.resolve()
     if snapshot := _SNAPSHOT.search(str(whole)):
         repo_id = snapshot["repo"].replace("--", "/")
@@ -172,7 +172,7 @@ def _find(model: str | None, revision: str | None, notify: Notify, *, allow_pick
     if path.exists():
         return _from_file(path)
     if not _REPO_ID.fullmatch(model) or model.startswith((".", "/")):
-        raise SourceError(f"there is no folder {model}, and it is no Hub repo id (owner/name) either.")
+        raise SourceError(f"there is no folder {model}, and it is not a Hub repo id (owner/name) either.")
     return _from_hub(model, revision, allow_pickle=allow_pickle)
 
 
@@ -233,13 +233,13 @@ def _from_hub(repo_id: str, revision: str | None, *, allow_pickle: bool = False)
         raise SourceError(f"{repo_id} has no revision {revision!r} on the Hub.") from None
     except RepositoryNotFoundError:
         raise SourceError(
-            f"{repo_id} is no folder here and no repo on the Hub that you may read (private or gated? `hf auth login`)."
+            f"{repo_id} is not a folder here, and not a Hub repo that you can read (private or gated? `hf auth login`)."
         ) from None
     except HFValidationError as error:
-        raise UsageError(f"{repo_id} is no Hub repo id: {error}") from None
+        raise UsageError(f"{repo_id} is not a Hub repo id: {error}") from None
     except LocalEntryNotFoundError:
         raise SourceError(
-            f"{repo_id} is no folder here, is not in the Hub's cache, and the Hub could not be reached."
+            f"{repo_id} is not a folder here and not in the Hub's cache, and the Hub could not be reached."
         ) from None
     except Exception as error:  # noqa: BLE001  # httpx's or httpx2's own errors come through, by the client's version
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,8 +1,7 @@
-"""Tensors of a safetensors checkpoint, mapped and read lazily, without torch; of pickles only where that is allowed.
+"""Memory-mapped tensors of a safetensors checkpoint, read lazily and without torch; of pickles only if allowed.
 
-A header is believed only after every number in it was checked against the file: a truncated download, an
-HTML page or a Git LFS pointer in place of a weight file is named as what it is. bfloat16, which numpy does
-not have, is held as uint16 and widened on reading.
+Every number in a header is checked against the file: a truncated download, an HTML page or a Git LFS pointer in place of
+weights is reported as such. bfloat16, which numpy lacks, is held as uint16 and widened on reading.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "I8": np.dtype("i1"),
         "U8": np.dtype("u1"),
         "BOOL": np.dtype("?"),
-        # Held as the bytes they are, so that a checkpoint of them can be named as quantized.
+        # Held as bytes, so that a checkpoint in these types can be recognized as quantized.
         "U16": np.dtype("<u2"),
         "U32": np.dtype("<u4"),
         "U64": np.dtype("<u8"),
@@ -58,10 +57,10 @@ FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A named tensor that stays in its file until asked for.
+    """A named tensor that is read from its file on demand.
 
     dtype is safetensors' own name; `raw` is a read-only mapped view of shape `shape`, bfloat16 as uint16,
-    `offset` bytes into `mapping`. A tensor that was computed, or opened by torch, has no mapping of its own.
+    `offset` bytes into `mapping`. Computed tensors and tensors opened by torch have no mapping.
     """
 
     name: str
@@ -82,9 +81,9 @@ class LazyTensor:
         return widen(self.raw, self.dtype)
 
     def release(self, part: npt.NDArray[Any] | None = None) -> None:
-        """Give the pages that were read back to the kernel; reading again is still allowed, from any thread.
+        """Release the pages that were read; reading again is allowed, from any thread.
 
-        `part` is a view of `raw`: only what lies between its first and its last byte is given back.
+        `part` is a view of `raw`: only the pages between its first and last byte are released.
         """
         if self.mapping is None or not self.raw.nbytes:
             return
@@ -108,7 +107,7 @@ def widen(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, LazyTensor]:
     """Map every tensor of the checkpoint in `folder`, under the model's own names: shard by shard, in each by name.
 
-    Raises SourceError when there is no safetensors file, a shard is missing or a header lies.
+    Raises SourceError if there are no weights, a shard is missing or a header is damaged.
     """
     found: dict[str, LazyTensor] = {}
     for file in weight_files(folder, allow_pickle=allow_pickle):
@@ -129,8 +128,8 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, La
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
     """Return the files that transformers would load, in shard order; SourceError names what is missing.
 
-    The one file comes before an index of shards, and safetensors before pickles, which need `allow_pickle`; a lone
-    safetensors file of another name is taken where there is nothing else. An adapter's weights are no model's.
+    A single file takes precedence over an index of shards, and safetensors over pickles, which need `allow_pickle`. A lone
+    safetensors file of another name is used if there is nothing else; an adapter's weights never are.
     """
     if (folder / SINGLE_NAME).exists():
         return [folder / SINGLE_NAME]
@@ -153,7 +152,7 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
 
 def adapter_of(folder: Path) -> str:
-    """Say that a folder holds an adapter and no model, and of which base; empty if it holds none."""
+    """Return the message for a folder that holds an adapter, naming its base model; empty if it holds none."""
     if not (folder / ADAPTER_NAME).exists() and not any(folder.glob("adapter_model.*")):
         return ""
     settings = read_json(folder / ADAPTER_NAME) if (folder / ADAPTER_NAME).exists() else {}
@@ -166,16 +165,16 @@ def adapter_of(folder: Path) -> str:
 
 
 def files_note(folder: Path) -> str:
-    """Say which other weights in `folder` are passed over, where they may not be the same ones; or nothing."""
+    """Return a note on other weights in `folder` that are ignored and may differ; empty if there are none."""
     if not (folder / SINGLE_NAME).exists():
         return ""
     if (folder / INDEX_NAME).exists():
         return (
-            f"{folder} holds {SINGLE_NAME} and {INDEX_NAME}: {SINGLE_NAME} is taken, as transformers does, and the shards "
-            "are passed over."
+            f"{folder} holds {SINGLE_NAME} and {INDEX_NAME}: {SINGLE_NAME} is used, as transformers does, and the shards "
+            "are ignored."
         )
     if (folder / "adapter_model.safetensors").exists() or (folder / "adapter_model.bin").exists():
-        return f"{folder} holds an adapter beside the model: {SINGLE_NAME} is taken, without the adapter."
+        return f"{folder} holds an adapter beside the model: {SINGLE_NAME} is used without the adapter."
     return ""
 
 
@@ -183,7 +182,7 @@ def _open_pickle(file: Path) -> Iterator[LazyTensor]:
     from ggtool.source.torch_pickle import open_pickle  # imports torch
 
     if impostor := describe_impostor(file):
-        raise SourceError(f"{file} is no checkpoint of torch: {impostor}.")
+        raise SourceError(f"{file} is not a torch checkpoint: {impostor}.")
     for name, dtype, array in open_pickle(file):
         yield LazyTensor(name, dtype, array.shape, file, array, None, 0)
 
@@ -214,7 +213,7 @@ def _open_file(path: Path) -> list[LazyTensor]:
         raise SourceError(f"{path} is empty; get it again.") from None
     header_bytes = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= header_bytes <= min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise SourceError(f"{path} is no safetensors file: {what_it_is(path)}.")
+        raise SourceError(f"{path} is not a safetensors file: {what_it_is(path)}.")
     try:
         header = json.loads(data[8 : 8 + header_bytes])
     except (ValueError, RecursionError):
@@ -244,7 +243,7 @@ def _map_tensor(path: Path, name: str, entry: Any, data: mmap.mmap, body: int) -
     if dtype not in _NUMPY_TYPES:
         raise SourceError(f"{path}: tensor {name} has the type {dtype}, which ggtool does not read.")
     numpy_type = _NUMPY_TYPES[dtype]
-    # The product without zeros is what numpy itself must be able to hold.
+    # numpy limits the product of the dimensions, zeros aside.
     fits = (
         len(shape) <= _MAX_DIMS and min(shape, default=0) >= 0 and math.prod(n or 1 for n in shape) <= 1 << 48
     )
@@ -253,6 +252,6 @@ def _map_tensor(path: Path, name: str, entry: Any, data: mmap.mmap, body: int) -
         raise SourceError(
             f"{path}: tensor {name} claims bytes {begin} to {end} that do not fit the file; get it again."
         )
-    # A tensor may begin at an odd byte: numpy reads unaligned views, only more slowly.
+    # A tensor may start at an odd byte: numpy reads unaligned views, only more slowly.
     raw = np.ndarray(shape, numpy_type, buffer=data, offset=body + begin)
     return LazyTensor(name, dtype, shape, path, raw, data, body + begin)

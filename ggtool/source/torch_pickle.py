@@ -1,7 +1,7 @@
 """Tensors of a pickle checkpoint (`pytorch_model.bin`), opened by torch in its tensors-only mode.
 
-A pickle is a program. torch's unpickler with `weights_only` runs none but what makes tensors, and this module is
-reached only when the user allowed it. torch is imported here, on use; files of its zip format are mapped, not read.
+A pickle is a program. torch's unpickler with `weights_only` runs only what creates tensors, and this module is used only
+if the user allowed it. torch is imported here, on use; files in its zip format are mapped, not read.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def _load(path: Path) -> Any:
         return torch.load(path, mmap=zipped, **options)
     except pickle.UnpicklingError:
         raise SourceError(
-            f"{path} holds more than tensors, or is no checkpoint of torch; it was not opened."
+            f"{path} holds more than tensors, or is not a torch checkpoint; it was not opened."
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{path} is no checkpoint of torch, or it is damaged: {reason}") from None
+        raise SourceError(f"{path} is not a torch checkpoint, or is damaged: {reason}") from None
 
 
 def _array(path: Path, name: str, tensor: torch.Tensor | None) -> tuple[str, npt.NDArray[Any]]:

@@ -215,5 +215,5 @@ def test_a_head_that_gemma_does_not_know_is_one_line(family: Family, tmp_path: P
     save_file({**weights, "lm_head.weight": embedding.copy()}, folder / "model.safetensors")
     assert "output.weight" not in tensor_bytes(to_gguf(folder, tmp_path / "m.gguf"))
     save_file({**weights, "lm_head.weight": embedding[::-1].copy()}, folder / "model.safetensors")
-    with pytest.raises(SourceError, match=r"lm_head\.weight is no copy of model\.embed_tokens\.weight"):
+    with pytest.raises(SourceError, match=r"lm_head\.weight is not a copy of model\.embed_tokens\.weight"):
         to_gguf(folder, tmp_path / "m.gguf")

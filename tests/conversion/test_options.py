@@ -113,13 +113,13 @@ def test_name_and_metadata_replace_in_place_or_come_last(tiny_gpt2: Path, tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("general.architecture", "llama", "cannot be chosen"),
-        ("split.count", "2", "cannot be chosen"),
+        ("general.architecture", "llama", "cannot be set"),
+        ("split.count", "2", "cannot be set"),
         ("tokenizer.ggml.tokens", "a", "is a list"),
-        ("gpt2.context_length", "many", "'many' is no uint32"),
+        ("gpt2.context_length", "many", "'many' is not a uint32"),
         ("gpt2.context_length", "-1", "does not fit uint32"),
         ("gpt2.attention.layer_norm_epsilon", "nan", "no finite number"),
-        ("tokenizer.ggml.add_bos_token", "1", "'1' is no bool"),
+        ("tokenizer.ggml.add_bos_token", "1", "'1' is not a bool"),
     ],
 )
 def test_metadata_that_would_break_the_file_is_refused(

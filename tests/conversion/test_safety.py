@@ -60,7 +60,7 @@ BROKEN_WEIGHTS: dict[str, tuple[Callable[[Weights], None], str]] = {
     ),
     "left over": (
         lambda w: w.update(extra=np.zeros(3, "f4")),
-        "model.safetensors has 1 tensors that no gpt2 has, the first is extra",
+        "model.safetensors has 1 tensors that a gpt2 model does not have, the first is extra",
     ),
     "shape": (lambda w: w.update({"ln_f.bias": np.zeros(255, "f4")}), "ln_f.bias has the shape (255,)"),
     "stored transposed": (
@@ -107,9 +107,9 @@ BROKEN_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another scale": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
     "no width": ({"n_embd": None}, "n_embd = null, and transformers takes none"),
     "a width in words": ({"n_embd": "256"}, 'n_embd = "256"'),
-    "endless blocks": ({"n_layer": 1 << 31}, "promises 2147483648 blocks"),
+    "endless blocks": ({"n_layer": 1 << 31}, "has 2147483648 blocks"),
     "a block too many": ({"n_layer": 3}, "lacks 12 tensors"),
-    "a block too few": ({"n_layer": 1}, "has 13 tensors that no gpt2 has"),
+    "a block too few": ({"n_layer": 1}, "has 13 tensors that a gpt2 model does not have"),
     "no number": ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon = NaN"),
     "another context": ({"n_positions": 64}, "wpe.weight has the shape (128, 256)"),
     "a smaller embedding": ({"vocab_size": 500}, "wte.weight has the shape (512, 256)"),

@@ -144,6 +144,16 @@ SAME: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("rope_parameters",),
     ),
     "another base on Gemma 2": ("gemma2", {"rope_theta": 500.0}, ("rope_parameters",)),
+    "linear on Gemma 3": (
+        "gemma3",
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        ("rope_parameters",),
+    ),
+    "linear on Gemma 3 by the old name, which transformers does not read": (
+        "gemma3",
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        ("rope_parameters",),
+    ),
     "bases by layer": ("gemma3", {"rope_theta": 5000.0, "rope_local_base_freq": 100.0}, ("rope_parameters",)),
     "rope_parameters that Gemma 3 passes over": (
         "gemma3",
@@ -285,7 +295,7 @@ def test_a_rope_that_depends_on_the_length_is_a_note(family: Family, tmp_path: P
         ("rope_parameters",),
     )
     (note,) = model_notes(to_gguf(folder))
-    assert "rope_scaling.type = dynamic: beyond 64 tokens" in note
+    assert "rope_scaling.type = dynamic: in texts beyond 64 tokens" in note
     assert "rope_parameters.rope_type = longrope" in model_notes(to_gguf(family("phi-short")))[0]
 
 

@@ -116,7 +116,7 @@ FAILURES = {
         "w = GGUFWriter(sys.argv[sys.argv.index('--outfile') + 1], 'gpt2')\n"
         "w.add_tensor('x', np.zeros(32, np.int32))\n"
         "w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()",
-        "tensor x is made of I32 and not of floats",
+        "tensor x has the type I32, which is not a float",
     ),
     "code of its own": (
         "import sys\nfrom transformers.dynamic_module_utils import get_class_from_dynamic_module\n"

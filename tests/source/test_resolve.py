@@ -146,7 +146,7 @@ def test_a_repo_is_downloaded_once_and_only_what_is_needed(tiny_gpt2: Path, tmp_
 def test_what_the_hub_does_not_have_is_said(tiny_gpt2: Path, tmp_path: Path) -> None:
     with hub("someone/some-model", tiny_gpt2) as server:
         missing = resolve_in_child(server.url, tmp_path / "cache", "no/such-model")
-        assert "no/such-model is no folder here and no repo on the Hub" in missing["error"]
+        assert "no/such-model is not a folder here, and not a Hub repo" in missing["error"]
         assert missing["exit_code"] == 1
         revision = resolve_in_child(server.url, tmp_path / "cache", "someone/some-model", "v9")
         assert "has no revision 'v9'" in revision["error"]
@@ -178,7 +178,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(tiny_gpt2: Path, tm
 def test_a_name_with_no_hub_in_reach_is_never_replaced(tmp_path: Path) -> None:
     facts = resolve_in_child(NO_HUB, tmp_path, "no/such-model")
     assert (
-        "no/such-model is no folder here, is not in the Hub's cache, and the Hub could not be reached"
+        "no/such-model is not a folder here and not in the Hub's cache, and the Hub could not be reached"
         in facts["error"]
     )
     assert facts["notes"] == []
@@ -215,7 +215,7 @@ def test_what_a_mirror_serves_in_place_of_weights_is_named(
     (repo / "model.safetensors").write_bytes(content)
     with hub("someone/some-model", repo) as server:
         found = resolve_in_child(server.url, tmp_path / "cache", "someone/some-model")
-    with pytest.raises(SourceError, match=f"model.safetensors is no safetensors file: {what}"):
+    with pytest.raises(SourceError, match=f"model.safetensors is not a safetensors file: {what}"):
         assert from_folder(Path(found["folder"])).weights
 
 
@@ -261,7 +261,7 @@ def test_one_folder_holds_one_set_of_weights_for_every_format(tiny_gpt2: Path, t
     said: list[str] = []
     source = resolve(str(folder), None, said.append)
     (note,) = said
-    assert "model.safetensors is taken, as transformers does" in note
+    assert "model.safetensors is used, as transformers does" in note
     new = load_file(tiny_gpt2 / "model.safetensors")["wte.weight"]
     import torch
 

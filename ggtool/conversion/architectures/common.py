@@ -221,10 +221,10 @@ def rope_notes(hparams: Hparams, settings: Settings) -> list[str]:
     """Note the kinds of rope that transformers makes dependent on the length of a text."""
     kind, n_ctx = settings["rope.type"], hparams["n_ctx"]
     name = spelled("rope.type", settings)
-    if kind == "dynamic":
+    if dynamic := [key for key in ("rope.type", "rope.local_type") if settings.get(key) == "dynamic"]:
         return [
-            f"config.json has {name} = dynamic: beyond {n_ctx} tokens transformers changes the frequencies, and "
-            "llama.cpp does not."
+            f"config.json has {spelled(dynamic[0], settings)} = dynamic: in texts beyond {n_ctx} tokens transformers "
+            "changes the frequencies, and llama.cpp does not."
         ]
     # llama.cpp rounds a context up to 256 tokens.
     if kind == "longrope" and -(-n_ctx // 256) * 256 > settings["rope.original"]:

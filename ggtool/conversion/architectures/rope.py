@@ -162,7 +162,8 @@ def _by_layer(config: Settings) -> tuple[Settings, Settings]:
     """Return the settings of full and of sliding layers; only the ones under these names count."""
     given = config.get("rope_parameters")
     parameters = _settings(config, "rope_parameters")
-    full = _settings(parameters, "full_attention")
+    # Without rope_parameters the kind is spelled out before rope_scaling is merged in, so "type" alone changes nothing.
+    full = {"rope_type": "default"} if given is None else _settings(parameters, "full_attention")
     if config.get("rope_scaling") is not None:
         if given is not None and not isinstance(parameters.get("full_attention"), dict):
             raise SourceError(
