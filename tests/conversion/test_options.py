@@ -118,7 +118,7 @@ def test_name_and_metadata_replace_in_place_or_come_last(tiny_gpt2: Path, tmp_pa
         ("tokenizer.ggml.tokens", "a", "is a list"),
         ("gpt2.context_length", "many", "'many' is not a uint32"),
         ("gpt2.context_length", "-1", "does not fit uint32"),
-        ("gpt2.attention.layer_norm_epsilon", "nan", "no finite number"),
+        ("gpt2.attention.layer_norm_epsilon", "nan", "not a finite number"),
         ("tokenizer.ggml.add_bos_token", "1", "'1' is not a bool"),
     ],
 )

@@ -71,7 +71,7 @@ BROKEN_WEIGHTS: dict[str, tuple[Callable[[Weights], None], str]] = {
         lambda w: w.update({"ln_f.bias": np.zeros((2, 128), "f4")}),
         "ln_f.bias has the shape (2, 128)",
     ),
-    "integers": (lambda w: w.update({"ln_f.bias": np.zeros(256, "i4")}), "ln_f.bias is made of I32"),
+    "integers": (lambda w: w.update({"ln_f.bias": np.zeros(256, "i4")}), "ln_f.bias has the type I32"),
     "both prefixes": (
         lambda w: w.update({"transformer.ln_f.bias": np.zeros(256, "f4")}),
         "transformer.ln_f.bias, which are one",

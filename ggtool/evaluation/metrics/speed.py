@@ -216,9 +216,7 @@ def _generate(backend: Backend, prompt: Sequence[int], tg_tokens: int) -> tuple[
     started = time.perf_counter()
     moments = [time.perf_counter() for _ in backend.generate(prompt, params)]
     if len(moments) != tg_tokens:
-        raise MeasureError(
-            f"generation ended after {len(moments)} of {tg_tokens} tokens."
-        )
+        raise MeasureError(f"generation ended after {len(moments)} of {tg_tokens} tokens.")
     return moments[0] - started, moments[-1] - moments[0]
 
 
