@@ -148,7 +148,7 @@ _NAMES = [
 ]  # fmt: skip
 
 
-_N_LEARNED = 2  # of each size
+N_LEARNED = 2  # of each size
 
 
 @dataclass
@@ -273,7 +273,7 @@ def _file(random_: random.Random, vocab: dict[str, int], merges: list[list[str]]
 def _byte_level(random_: random.Random, folder: Path) -> Drawn:
     whole = random_.random() < 0.9
     name = random_.choice(list(SPLITS))
-    vocab, merges = learned(random_.randrange(_N_LEARNED), random_.choice((400, 700, 1500)), whole=whole)
+    vocab, merges = learned(random_.randrange(N_LEARNED), random_.choice((400, 700, 1500)), whole=whole)
     steps = SPLITS[name]
     if random_.random() < 0.05:
         steps = json.loads(json.dumps(steps).replace('"add_prefix_space": false', '"add_prefix_space": true'))
@@ -305,7 +305,7 @@ def _settings(random_: random.Random, folder: Path, data: Json) -> None:
 
 
 def _old_layout(random_: random.Random, folder: Path) -> Drawn:
-    vocab, merges = learned(random_.randrange(_N_LEARNED), 700, whole=True)
+    vocab, merges = learned(random_.randrange(N_LEARNED), 700, whole=True)
     named = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"][: random_.randint(0, 5)]
     shift = len(named) if random_.random() < 0.6 else 0
     if shift:
@@ -334,7 +334,7 @@ def _old_layout(random_: random.Random, folder: Path) -> Drawn:
 def _sentencepiece(random_: random.Random, folder: Path) -> Drawn:
     bytes_ = random_.choice((*([256] * 6), 0, 100))
     pieces, listed = _pieces(
-        random_.randrange(_N_LEARNED), random_.choice((700, 1500)), bytes_, random_.random() < 0.8
+        random_.randrange(N_LEARNED), random_.choice((700, 1500)), bytes_, random_.random() < 0.8
     )
     vocab = {text: number for number, (text, _, _) in enumerate(pieces)}
     way = random_.choice(("prepend", "prepend", "replace", "replace", "metaspace"))
@@ -376,7 +376,13 @@ def _sentencepiece(random_: random.Random, folder: Path) -> Drawn:
         _write(
             folder,
             "tokenizer_config.json",
-            {"tokenizer_class": "LlamaTokenizer", "add_bos_token": random_.random() < 0.5},
+            {
+                **random_.choice(
+                    ({"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "GemmaTokenizer"}, {})
+                ),
+                **random_.choice(({}, {"add_prefix_space": True}, {"add_prefix_space": False})),
+                **random_.choice(({}, {"add_bos_token": True}, {"add_bos_token": False})),
+            },
         )
         _write(folder, "config.json", {"model_type": "llama"})
     n_vocab = len(vocab) + len(data["added_tokens"]) + random_.choice((0, 0, 8))
@@ -386,7 +392,7 @@ def _sentencepiece(random_: random.Random, folder: Path) -> Drawn:
 
 def learn_all() -> None:
     """Learn all vocabularies that there are, for copies of this process to find them."""
-    for seed in range(_N_LEARNED):
+    for seed in range(N_LEARNED):
         for size, whole in product((400, 700, 1500), (True, False)):
             learned(seed, size, whole=whole)
         for size, n_bytes, complete in product((700, 1500), (256, 0, 100), (True, False)):

@@ -372,3 +372,43 @@ def test_where_a_space_is_put_in_front(scheme: str, tmp_path: Path) -> None:
     assert not noted(read_vocabulary(tmp_path, {}, N_VOCAB), "across words"), (
         "no token of it has a space inside"
     )
+
+
+def test_a_model_file_alone_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    pytest.importorskip("google.protobuf", reason="transformers reads tokenizer.model with it")
+    from transformers import AutoTokenizer
+
+    write_sentencepiece(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for settings, asks in (
+        ({"tokenizer_class": "LlamaTokenizer"}, False),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}, False),
+        ({"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False, "add_bos_token": True}, True),
+        ({"tokenizer_class": "GemmaTokenizer"}, True),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        found = read_vocabulary(tmp_path, {}, N_VOCAB)
+        assert noted(found, "asks for a space in front of a text") == asks
+        assert noted(found, "no file says whether a text begins with BOS") == (
+            "add_bos_token" not in settings
+        )
+        wanted = AutoTokenizer.from_pretrained(tmp_path)(TEXT)["input_ids"]
+        with in_llama(found, tmp_path) as opened:
+            assert opened.tokenize(TEXT, add_special=True) == wanted, settings
+
+
+def test_a_special_token_among_the_pieces_keeps_its_place_in_the_merges(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    piece = next(text for text in data["model"]["vocab"] if text.isalpha() and len(text) == 2)
+    entry = added(piece, data["model"]["vocab"][piece], special=True)
+    edit(tmp_path, {"added_tokens": [*data["added_tokens"], entry]})
+    for model_file in (True, False):
+        if not model_file:
+            (tmp_path / "tokenizer.model").unlink()
+        found = read_vocabulary(tmp_path, {}, N_VOCAB)
+        assert found.types[entry["id"]] == 3
+        with in_llama(found, tmp_path) as opened:
+            text = f"{TEXT} {piece} x{piece}y"
+            assert opened.tokenize(text, add_special=True) == theirs(tmp_path, text)

@@ -135,7 +135,12 @@ def test_the_space_before_a_text_is_said_where_it_is_not_the_default(tmp_path: P
     edit(tmp_path / "tokenizer_config.json", add_prefix_space=True)
     assert (read(tmp_path).first, read(tmp_path).last) == ({}, {key: False})
     (tmp_path / "tokenizer.json").unlink()
-    assert read(tmp_path).last == {key: False}
+    # Without one, transformers asks tokenizer_config.json first.
+    assert (read(tmp_path).first, read(tmp_path).last) == ({key: True}, {})
+    edit(tmp_path / "tokenizer_config.json", add_prefix_space=False)
+    assert (read(tmp_path).first, read(tmp_path).last) == ({key: False}, {})
+    edit(tmp_path / "tokenizer_config.json", add_prefix_space=None, tokenizer_class="GemmaTokenizer")
+    assert (read(tmp_path).first, read(tmp_path).last) == ({}, {key: False})
 
 
 def test_what_upstream_knows_by_the_vocabularys_size(tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ _CODE_LLAMA, _CODE_LLAMA_IDS = (
 _NO_BOS = 49152
 
 
+# The special tokens that transformers gives a tokenizer whose files name none, by its class.
+_LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_GEMMA_KINDS = ("bos", "eos", "unk", "pad", "mask")
+_GEMMA_TOKENS = {f"{kind}_token": f"<{kind}>" for kind in _GEMMA_KINDS}
 # The form of Unicode that the tokenizer brings a text to, for those who run the file; llama.cpp does not look for it.
 NORMALIZER_KEY = "ggtool.tokenizer.normalizer"
 
@@ -110,12 +114,14 @@ def read_vocabulary(
     """
     settings = read_json_if_there(folder / "tokenizer_config.json")
     tokenizer = read_tokenizer_json(folder / "tokenizer.json")
-    checkpoint = _Checkpoint(folder, settings, config, tokenizer, n_vocab, family)
+    has_pieces = (folder / "tokenizer.model").exists()
     if tokenizer.data:
-        if splitting.is_byte_level(tokenizer):
-            return _byte_level(checkpoint)
-        return _sentencepiece(checkpoint)
-    return _sentencepiece(checkpoint) if (folder / "tokenizer.model").exists() else _byte_level(checkpoint)
+        has_pieces = not splitting.is_byte_level(tokenizer)
+    elif has_pieces:
+        is_gemma = str(settings.get("tokenizer_class")).startswith("Gemma")
+        settings = {**(_GEMMA_TOKENS if is_gemma else _LLAMA_TOKENS), **settings}
+    checkpoint = _Checkpoint(folder, settings, config, tokenizer, n_vocab, family)
+    return _sentencepiece(checkpoint) if has_pieces else _byte_level(checkpoint)
 
 
 def _byte_level(checkpoint: _Checkpoint) -> Vocabulary:
@@ -169,12 +175,17 @@ def _sentencepiece(checkpoint: _Checkpoint) -> Vocabulary:
     n_vocab, family = checkpoint.n_vocab, checkpoint.family
     model_file = folder / "tokenizer.model"
     model = proto.read_model_file(model_file) if model_file.exists() else None
-    way = splitting.read_way(tokenizer) if tokenizer.data else splitting.way_of_model_file(model_file, model)
+    way = (
+        splitting.read_way(tokenizer)
+        if tokenizer.data
+        else splitting.way_of_model_file(model_file, model, settings)
+    )
     tokens, added, notes = _pieces(checkpoint, model)
     notes += tokens.make_distinct(str(tokenizer.path if tokenizer.data else model_file))
     special = read_special(folder, settings, checkpoint.config, added, tokenizer)
-    if tokenizer.data:
-        special.added.setdefault("bos", False)  # llama.cpp's default for this kind is to begin a text with it
+    special.added.setdefault("bos", False)  # llama.cpp's default for this kind is to begin a text with it
+    if not tokenizer.data and model is not None:
+        notes += differences.of_model_file_alone(model, way, settings)
     first = _said_space_prefix(settings, family)
     last: dict[str, int | bool | str] = {}
     if way.prefixes != first.get(Keys.Tokenizer.ADD_PREFIX, True):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from gguf.constants import TokenType
 
 from ggtool.conversion.vocab.pre_tokenizers import PreTokenizer
 from ggtool.conversion.vocab.sentencepiece import SPACE, Merges
+from ggtool.conversion.vocab.sentencepiece_proto import SentencePieceModel
 from ggtool.conversion.vocab.special_tokens import AddedToken
 from ggtool.conversion.vocab.splitting import Form, SentencePieceWay
 from ggtool.conversion.vocab.tokenizer_json import TokenizerJson
@@ -108,6 +110,25 @@ def of_prefix(way: SentencePieceWay, tokens: Tokens) -> list[str]:
     return notes
 
 
+def of_model_file_alone(
+    model: SentencePieceModel, way: SentencePieceWay, settings: Mapping[str, Any]
+) -> list[str]:
+    """Look at where transformers reads a tokenizer.model unlike the program that made it; the file follows transformers."""
+    notes = []
+    if model.dummy_prefix != way.prefixes:
+        wants = "a space in front of a text" if model.dummy_prefix else "no space in front of a text"
+        notes.append(
+            f"tokenizer.model asks for {wants}, and transformers reads it otherwise, which is what the file has: see "
+            "tokenizer_class and add_prefix_space in tokenizer_config.json, or save the tokenizer with transformers once."
+        )
+    if type(settings.get("add_bos_token")) is not bool:
+        notes.append(
+            "no file says whether a text begins with BOS (add_bos_token); transformers then begins with none, and so does the "
+            "file. --metadata tokenizer.ggml.add_bos_token=true has it."
+        )
+    return notes
+
+
 def of_merges(merges: Merges, tokenizer: TokenizerJson) -> list[str]:
     """Look for tokens that llama.cpp would make of two others though the tokenizer does not."""
     notes = []
@@ -163,6 +184,17 @@ def of_added_tokens(
             "is a control token by its looks, so that llama.cpp does not find it where special tokens are not to be read",
         ),
     ]
+    if tokenizer.data:
+        contents = {token.content for token in kept}
+        unlisted = (
+            text
+            for text, kind in zip(tokens.texts, tokens.types, strict=True)
+            if kind in (TokenType.CONTROL, TokenType.UNKNOWN) and text not in contents
+        )
+        notes += _such_as(
+            unlisted,
+            "is no added token in tokenizer.json, and llama.cpp finds it in text where special tokens are read",
+        )
     listed = {
         str(entry.get("content")): entry.get("id") for entry in tokenizer.data.get("added_tokens") or []
     }
@@ -238,7 +270,9 @@ def _normal(tokens: Tokens) -> Iterator[str]:
 
 
 def _is_joined(text: str, vocab: Mapping[str, int]) -> bool:
-    return any(text[:at] in vocab and text[at:] in vocab for at in range(1, len(text)))
+    """Tell whether llama.cpp makes `text` of two parts: tokens, or single characters, which it begins with."""
+    splits = ((text[:at], text[at:]) for at in range(1, len(text)))
+    return len(text) == 1 or any(all(len(part) == 1 or part in vocab for part in split) for split in splits)
 
 
 def _overlaps(added: Sequence[tuple[str, bool]]) -> Iterator[tuple[str, str]]:

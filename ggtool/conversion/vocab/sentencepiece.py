@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ _TYPES = {
     proto.BYTE: TokenType.BYTE,
 }
 _NORMAL, _UNUSED = int(TokenType.NORMAL), int(TokenType.UNUSED)
+_CHARACTER = 0x7FFFFFFF  # beyond all ids
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -77,22 +78,27 @@ def read_merges(tokenizer: TokenizerJson) -> Merges:
         keys.append(vocab[left] << 32 | vocab[right])
         made.append(vocab[left + right])
     listed = np.unique(np.frombuffer(keys, np.int64)) if keys else np.empty(0, np.int64)
-    possible = np.fromiter(_possible(vocab), np.int64)
-    unlisted = np.setdiff1d(possible, listed)
-    example = None
-    if len(unlisted):
-        texts = {number: text for text, number in vocab.items()}
-        example = texts[int(unlisted[0]) >> 32], texts[int(unlisted[0]) & 0xFFFFFFFF]
+    possible = np.fromiter((key for key, _, _ in _possible(vocab)), np.int64)
+    unlisted = set(np.setdiff1d(possible, listed)[:1].tolist())
+    example = (
+        next(((left, right) for key, left, right in _possible(vocab) if key in unlisted), None)
+        if unlisted
+        else None
+    )
     return Merges(np.array(made, np.int32), len(listed), len(possible), example)
 
 
-def _possible(vocab: Mapping[str, int]) -> Iterable[int]:
+def _possible(vocab: Mapping[str, int]) -> Iterator[tuple[int, str, str]]:
+    """Yield all pairs that llama.cpp merges, with a number for each: tokens, or single characters that are none."""
     find = vocab.get
     for text in vocab:
         for at in range(1, len(text)):
-            left = find(text[:at])
-            if left is not None and (right := find(text[at:])) is not None:
-                yield left << 32 | right
+            left, right = text[:at], text[at:]
+            before = find(left, _CHARACTER if at == 1 else None)
+            if before is not None:
+                behind = find(right, _CHARACTER if len(right) == 1 else None)
+                if behind is not None:
+                    yield before << 32 | behind, left, right
 
 
 def agree(model: proto.SentencePieceModel, tokenizer: TokenizerJson, merges: Merges) -> bool:
@@ -164,4 +170,6 @@ def _add(tokens: Tokens, token: AddedToken, where: str, *, by_looks: bool, spell
     tokens.check([token.id], where)
     control = token.special or (by_looks and seems_control(token.content))
     text = token.content if control or spelled or not by_looks else token.content.replace(SPACE, " ")
-    tokens.put(token.id, text, TokenType.CONTROL if control else TokenType.USER_DEFINED, _MATCHED_WHOLE)
+    # A piece of the model keeps its place among the merges, for where special tokens are not read.
+    score = tokens.scores[token.id] if tokens.types[token.id] == _NORMAL else _MATCHED_WHOLE
+    tokens.put(token.id, text, TokenType.CONTROL if control else TokenType.USER_DEFINED, score)

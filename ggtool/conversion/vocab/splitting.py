@@ -107,8 +107,13 @@ def read_way(tokenizer: TokenizerJson) -> SentencePieceWay:
     return SentencePieceWay(prefix, splits_words, form)  # type: ignore[arg-type]  # as the library spells them
 
 
-def way_of_model_file(path: Path, model: SentencePieceModel | None) -> SentencePieceWay:
-    """Return how a tokenizer.model begins; SourceError for rules that llama.cpp does not run."""
+def way_of_model_file(
+    path: Path, model: SentencePieceModel | None, settings: Mapping[str, Any]
+) -> SentencePieceWay:
+    """Return how a tokenizer.model begins; SourceError for rules that llama.cpp does not run.
+
+    `settings` are those of tokenizer_config.json.
+    """
     assert model is not None
     if model.normalization:
         raise SourceError(
@@ -116,8 +121,10 @@ def way_of_model_file(path: Path, model: SentencePieceModel | None) -> SentenceP
         )
     if model.removes_blanks:
         raise SourceError(f"{path} takes surplus blanks out of a text, which llama.cpp does not.")
-    # transformers reads it so: the text's beginning gets a space, and what follows a special token does not.
-    return SentencePieceWay("first" if model.dummy_prefix else "never")
+    # So transformers 5 reads it, whatever the model file says: LlamaTokenizer puts a space in front of a text unless it is told
+    # otherwise, and no other class does.
+    is_llama = str(settings.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    return SentencePieceWay("first" if is_llama and settings.get("add_prefix_space", True) else "never")
 
 
 def _escapes_spaces(steps: list[Mapping[str, Any]]) -> bool:
