@@ -162,6 +162,6 @@ def _age(used_s: float) -> str:
 
 
 def _names(entry: CacheEntry) -> str:
-    names = entry.models or entry.holds
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    more = f" and {len(entry.holds) - _LISTED} more" if len(entry.holds) > _LISTED else ""
+    origin = f" (of {entry.models[0]})" if entry.models and entry.kind == "calibration" else ""
+    return ", ".join(entry.holds[:_LISTED]) + more + origin

@@ -75,6 +75,7 @@ def test_the_text_has_a_line_for_each_and_the_sum(folder, capsys) -> None:
     cache(older_than=None, model=None, kind=None, all_=False, delete=False, json_=False)
     said = capsys.readouterr().out
     assert f"4.0 MiB    {A}-11111111  today  gpt2-demo-F16.gguf, gpt2-demo-Q4_0.gguf" in said
+    assert f"{A}-22222222  today  imatrix-ab12.gguf (of gpt2-demo-F16.gguf)" in said
     assert "40 days ago" in said
     assert said.splitlines()[-1] == f"13.0 MiB in {folder}"
 
