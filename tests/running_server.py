@@ -80,7 +80,7 @@ def serving(folder: Path, arguments: Sequence[str]) -> Iterator[Server]:
 
 
 def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
+    for _ in range(6000):
         if found := re.search(r"http://\S+(?=/ is the page)", log.read_text()):
             return found[0]
         if process.poll() is not None:

@@ -302,11 +302,11 @@ async def load(port: int, text: str, n_clients: int, seconds: float) -> Load:
 
 async def conversation(port: int, text: str) -> list[float]:
     """Return the times to the first token of ten turns, each behind all that was said before."""
-    said, times = text[:600], []
+    said, times = text[:300], []
     for turn in range(10):
         answer = await ask(port, said, 24)
         times.append(answer.moments[0])
-        said += answer.text + "\n" + text[2000 + 100 * turn : 2060 + 100 * turn]
+        said += answer.text + "\n" + text[2000 + 100 * turn : 2040 + 100 * turn]
     return times
 
 

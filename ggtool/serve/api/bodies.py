@@ -183,7 +183,6 @@ class ChatBody(SamplingBody):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice = None
-    parallel_tool_calls: bool | None = None
     chat_template_kwargs: BoundedObject | None = None
 
 
@@ -302,7 +301,6 @@ class AnthropicChoice(BaseModel):
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: bool = False
 
 
 class CountBody(Body):

@@ -65,8 +65,8 @@ def _toolbox(body: ChatBody) -> Toolbox:
     )
     choice = body.tool_choice
     if choice is None or isinstance(choice, str):
-        return Toolbox(functions, choice or "auto", None, body.parallel_tool_calls is not False)
-    return Toolbox(functions, "required", choice.function.name, parallel=False)
+        return Toolbox(functions, choice or "auto")
+    return Toolbox(functions, "required", choice.function.name)
 
 
 def _message(message: ChatMessage, number: int) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class Toolbox:
     functions: tuple[Function, ...] = ()
     choice: Choice = "auto"
     only: str | None = None
-    parallel: bool = True
 
     @property
     def is_used(self) -> bool:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import asdict
@@ -39,7 +38,6 @@ class ModelProcess:
         self.job = job
         self.facts: dict[str, Any] = {}
         self.busy = self.waiting = 0
-        self.started_s = time.monotonic()
         self._next = 0
         self._queues: dict[int, asyncio.Queue[Event]] = {}
         self._child: subprocess.Popen[bytes] | None = None
@@ -56,11 +54,6 @@ class ModelProcess:
     def is_alive(self) -> bool:
         """Whether the child is there and listens."""
         return self._child is not None and self._child.poll() is None and self._writer is not None
-
-    @property
-    def pid(self) -> int | None:
-        """The child's process id."""
-        return None if self._child is None else self._child.pid
 
     def memory_bytes(self) -> int:
         """Return the child's resident memory, mapped weights included; 0 when it is gone."""

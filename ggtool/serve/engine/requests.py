@@ -7,7 +7,8 @@ event is a list that begins with its kind and the request's id:
                                          opening: the last characters of a rendered chat prompt
     ["prompt", id, text, [scored…]]      echoed prompt tokens, scored if that was asked for
     ["token", id, text, [scored…]]       a generated token; text may be "" inside a character
-    ["end", id, reason, text, n_predict, prompt_s, predict_s]  text: what was still held back
+    ["end", id, reason, text, n_predict, prompt_s, predict_s]  text: what was still held back; reason: the model was
+                                         done ("eog"), "stop" text, n_predict reached ("length"), "context" full
     ["reply", id, value]                 the answer to what is no generation
     ["error", id, status, message, param]
     ["load", fields] and ["status", fields]  about the model: once, and when slots change
@@ -25,9 +26,6 @@ from typing import Any
 
 LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 1 << 28
-
-# Why a generation ended: the model was done, a stop text, n_predict reached, the context full.
-STOP_REASONS = ("eog", "stop", "length", "context")
 
 
 @dataclass(frozen=True)
