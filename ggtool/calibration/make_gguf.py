@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ggtool.conversion.convert import (
     default_path,
     plan,
 )
+from ggtool.conversion.lora import ConvertedAdapter, convert_adapter
 from ggtool.conversion.metadata_overrides import split_pair
 from ggtool.conversion.options import Options, TypeRules
 from ggtool.conversion.recipe import Recipe, read_recipe, recipe_path, write_recipe
@@ -23,16 +23,15 @@ from ggtool.conversion.tensor_types import find_tensor_type
 from ggtool.errors import OutputError, UsageError
 from ggtool.formats import Format, dense_qtypes, find_qtype, split_list
 from ggtool.gguf.imatrix import ImportanceMatrix, read_imatrix
+from ggtool.source.lora import Adapter, is_adapter, read_adapter
 from ggtool.source.resolve import ModelSource, resolve
 from ggtool.system.atomic import atomic_symlink, refuse_existing
+from ggtool.system.disk import parse_size
 from ggtool.system.machine import usable_cpus
 from ggtool.system.progress import Notify, StageProgress
 
 if TYPE_CHECKING:
     from ggtool.calibration.gguf_mix import SizeTarget
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *(k|m|g|ki|mi|gi|)b?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +59,8 @@ class ConvertRequest:
     name: str | None = None
     metadata: tuple[str, ...] = ()
     vocab_only: bool = False
+    base: str | None = None
+    merge: bool = False
     threads: int = 0
     force: bool = False
 
@@ -106,21 +107,48 @@ def make_gguf(request: ConvertRequest, notify: Notify, progress: StageProgress) 
     return MadeFiles(made, _point_at(made[-1].path, source.name, notify) if is_model else None)
 
 
+def is_adapter_request(request: ConvertRequest) -> bool:
+    """Whether the model asked for is a LoRA adapter that becomes a file of its own."""
+    return request.model is not None and is_adapter(Path(request.model).expanduser()) and not request.merge
+
+
+def make_adapter(request: ConvertRequest, notify: Notify) -> list[ConvertedAdapter]:
+    """Convert a LoRA adapter to GGUF, one file a quant type. Raises what `convert_adapter` raises."""
+    assert request.model is not None
+    if request.imatrix or request.calibration or request.recipe or request.target or request.vocab_only:
+        raise UsageError(
+            "an adapter takes no importance matrix, no recipe and no target; pass --merge for those."
+        )
+    formats = [find_qtype(name) for name in split_list(request.qtypes) or ["f16"]]
+    folder = Path(request.model).expanduser()
+    paths = _paths(folder.resolve().name, request.out)
+    for fmt in formats:
+        refuse_existing(paths(fmt), force=request.force)
+    adapter = read_adapter(folder)
+    config = _base(request, adapter, notify, config_only=True).config
+    return [convert_adapter(adapter, config, fmt, paths(fmt), force=request.force) for fmt in formats]
+
+
+def _base(request: ConvertRequest, adapter: Adapter, notify: Notify, *, config_only: bool) -> ModelSource:
+    name = request.base or adapter.base
+    if not name:
+        raise UsageError(f"{adapter.folder} does not name its base model; pass --base.")
+    return resolve(
+        name,
+        request.revision,
+        notify,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
+        config_only=config_only,
+    )
+
+
 def plan_gguf(request: ConvertRequest, notify: Notify) -> list[FilePlan]:
     """Return what `make_gguf` would make, without reading a weight; with no quant type named, of each there is."""
     check_request(request, dry_run=True)
     recipe = read_recipe(request.recipe) if request.recipe else None
     formats = [recipe.format] if recipe else _formats(request, dry_run=True)
     return plan(_source(request, notify), formats, _options(request, recipe))
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of "60MB" or "2G" (decimal) or "60MiB"; UsageError for anything else."""
-    match = _SIZE.fullmatch(text.strip())
-    n_bytes = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if n_bytes <= 0:
-        raise UsageError(f"{text!r} is not a size; write it like 60MB, 2G or 500MiB.")
-    return n_bytes
 
 
 def _make(
@@ -166,6 +194,14 @@ def _make(
 
 
 def _source(request: ConvertRequest, notify: Notify) -> ModelSource:
+    folder = Path(request.model).expanduser() if request.model else None
+    if folder is not None and is_adapter(folder):
+        if not request.merge:
+            raise UsageError(f"{folder} is a LoRA adapter, which this cannot be done to; pass --merge.")
+        base = _base(request, read_adapter(folder), notify, config_only=False)
+        return replace(base, name=folder.resolve().name, model=folder.resolve().name, adapter=folder)
+    if request.merge or request.base:
+        raise UsageError("--merge and --base are for a LoRA adapter's folder; name it with --model.")
     return resolve(
         request.model,
         request.revision,

@@ -36,6 +36,11 @@ class Row:
 COMMANDS: Mapping[str, Row] = MappingProxyType(
     {
         "convert": Row("convert", "convert", "A Hugging Face checkpoint to GGUF, at every quant type."),
+        "export": Row("export", "export", "A GGUF file back to a Hugging Face folder."),
+        "edit": Row("edit", "edit", "Set, delete and rename a GGUF file's keys."),
+        "diff": Row("diff", "diff", "What differs between two models, keys and weights."),
+        "split": Row("split_merge", "split", "A GGUF file into parts."),
+        "merge": Row("split_merge", "merge", "The parts of a GGUF file into one."),
         "imatrix": Row("imatrix", "imatrix", "An importance matrix, by running a model over a text."),
         "quantize": Row("quantize", "quantize", "A checkpoint packed from scratch, in a folder of its own."),
         "chat": Row("chat", "chat", "Talk to a model in the terminal."),

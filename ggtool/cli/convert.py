@@ -23,6 +23,7 @@ from ggtool.cli.flags import (
 if TYPE_CHECKING:
     from ggtool.calibration.make_gguf import MadeFiles
     from ggtool.conversion.convert import Converted, FilePlan
+    from ggtool.conversion.lora import ConvertedAdapter
 
 _MIB = 2**20
 _TYPES, _MATRIX, _FILES = "Tensor types", "Importance matrix", "Files"
@@ -101,6 +102,10 @@ def convert(
     manifest: Annotated[
         bool, _text("--manifest", "Write FILE.manifest.json too: checksums for `ggtool verify`.", _FILES)
     ] = False,
+    base: Annotated[
+        str | None, _text("--base", "The base model of a LoRA adapter. Default: the one it names.", _FILES)
+    ] = None,
+    merge: Annotated[bool, _text("--merge", "Merge a LoRA adapter into its base model.", _FILES)] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print size, bits per weight and memory of each file.")
     ] = False,
@@ -117,9 +122,11 @@ def convert(
     [bold]ggtool convert --qtype iq3_xxs --calibration text.txt[/bold]
 
     [bold]ggtool convert --dry-run[/bold]
+
+    [bold]ggtool convert --model ./my-lora --base ./my-llama --merge --qtype q4_k_m[/bold]
     """
     from ggtool import api
-    from ggtool.calibration.make_gguf import ConvertRequest, plan_gguf
+    from ggtool.calibration.make_gguf import ConvertRequest, is_adapter_request, make_adapter, plan_gguf
     from ggtool.cli.console import notifier, progress_bar
 
     request = ConvertRequest(
@@ -144,10 +151,15 @@ def convert(
         name=name,
         metadata=tuple(metadata or ()),
         vocab_only=vocab_only,
+        base=base,
+        merge=merge,
         threads=threads,
         force=force,
     )
     notify = notifier(quiet=quiet)
+    if is_adapter_request(request) and not dry_run:
+        _print_adapters(make_adapter(request, notify), as_json=json_)
+        return
     if dry_run:
         _print_plans(plan_gguf(request, notify), as_json=json_)
         return
@@ -186,6 +198,23 @@ def _print(made: MadeFiles, *, as_json: bool) -> None:
     console.print(f"made in {made.files[0].seconds:.1f} s", markup=False)
     if made.link is not None:
         console.print(f"{made.link} -> {made.files[-1].path.name}", markup=False)
+
+
+def _print_adapters(made: list[ConvertedAdapter], *, as_json: bool) -> None:
+    from ggtool.cli.console import stdout
+
+    if as_json:
+        print(
+            json.dumps(
+                [{"path": str(one.path), "n_bytes": one.n_bytes, "n_weights": one.n_weights} for one in made],
+                indent=2,
+            )
+        )
+        return
+    for one in made:
+        stdout().print(
+            f"{one.path}  {one.n_bytes / _MIB:.2f} MiB  an adapter of {one.n_weights} weights", markup=False
+        )
 
 
 def _print_plans(plans: Sequence[FilePlan], *, as_json: bool) -> None:

@@ -143,7 +143,7 @@ def serve(
 
 def _budget(text: str | None) -> int:
     if text is not None:
-        from ggtool.calibration.make_gguf import parse_size
+        from ggtool.system.disk import parse_size
 
         return parse_size(text)
     import psutil

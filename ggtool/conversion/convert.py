@@ -9,9 +9,8 @@ Names, keys, their order and the choice of tensor types are llama.cpp's; nothing
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,15 +18,17 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ggtool.conversion.layout import Design, choose_types, lay_out, part_paths
+from ggtool.conversion.layout import Design, choose_types, lay_out
 from ggtool.conversion.model import read_model
 from ggtool.conversion.options import NO_OPTIONS, Options
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.conversion.write import FileLayout, FileProgress, verify, write_files
-from ggtool.errors import OutputError, UsageError
+from ggtool.errors import UsageError
 from ggtool.formats import Format
+from ggtool.gguf.model import part_paths
 from ggtool.source.resolve import ModelSource
 from ggtool.system.atomic import atomic_output, refuse_existing
+from ggtool.system.disk import check_space
 from ggtool.system.machine import usable_cpus
 
 DEFAULT_FOLDER = Path("models")
@@ -130,7 +131,7 @@ def convert(
     outputs = list(zip(chain(*named), chain(*design.parts), strict=True))
     for path, _ in outputs:
         refuse_existing(path, force=force)
-    _check_space(outputs)
+    check_space({path: layout.n_bytes for path, layout in outputs})
     _write(tensors, outputs, design, force=force, threads=threads or usable_cpus(), progress=progress)
     seconds = time.monotonic() - started
     return [Converted(parts[0], what, seconds) for parts, what in zip(named, _describe(design), strict=True)]
@@ -207,19 +208,3 @@ def _describe(design: Design) -> list[FilePlan]:
             )
         )
     return plans
-
-
-def _check_space(outputs: Sequence[tuple[Path, FileLayout]]) -> None:
-    needed: dict[int, int] = defaultdict(int)
-    folders: dict[int, Path] = {}
-    for path, layout in outputs:
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        device = folder.stat().st_dev
-        needed[device] += layout.n_bytes
-        folders[device] = folder
-    for device, folder in folders.items():
-        free = shutil.disk_usage(folder).free
-        if needed[device] > free:
-            raise OutputError(
-                f"{folder} has {free:,} bytes free and the files need {needed[device]:,}; free some space."
-            )

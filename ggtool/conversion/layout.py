@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gguf.constants import GGUFValueType, Keys
 from gguf.gguf_writer import GGUFValue
@@ -22,7 +21,7 @@ from ggtool.conversion.write import FileLayout, Importance
 from ggtool.errors import SourceError, UsageError
 from ggtool.formats import Format
 from ggtool.gguf.imatrix import match_entries, requires_imatrix
-from ggtool.gguf.model import FLOAT_TENSOR_TYPES, part_name
+from ggtool.gguf.model import FLOAT_TENSOR_TYPES
 from ggtool.gguf.tensor_types import TENSOR_TYPES
 from ggtool.gguf.writer import PlacedTensor, aligned, encode, pack, place
 
@@ -84,14 +83,6 @@ def lay_out(
     pairs = pack(values if options.imatrix is None else {**values, **options.imatrix.keys()})
     parts = tuple(_parts(pairs, shapes, types[row.name], row, options) for row in formats)
     return Design(parts, n_ctx, kv_cache_bytes, importance, (*notes, *_notes(missing, options)))
-
-
-def part_paths(path: Path, n_parts: int) -> list[Path]:
-    """Return the names of a file's parts, as llama.cpp finds them: NAME-00001-of-00003.gguf; `path` for one part."""
-    if n_parts == 1:
-        return [path]
-    stem = path.name.removesuffix(".gguf")
-    return [path.with_name(part_name(stem, number, n_parts)) for number in range(1, n_parts + 1)]
 
 
 def choose_types(

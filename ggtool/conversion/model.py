@@ -19,8 +19,6 @@ from ggtool.conversion.metadata import collect, vocabulary_keys
 from ggtool.conversion.tensors import ModelTensor, model_tensors
 from ggtool.conversion.vendored import FileProgress, convert_to_floats
 from ggtool.conversion.vocab import read_vocabulary
-from ggtool.errors import SourceError
-from ggtool.source.quantized import quantization
 from ggtool.source.resolve import ModelSource
 
 
@@ -64,9 +62,6 @@ def read_model(
     `shapes_only`; progress(done, total, "") then counts the bytes it has written.
     """
     row = find_architecture(source.config)
-    kind = quantization(source.config, source.weights.values())
-    if kind == "quantized" or (kind and row is None):  # llama.cpp's converter goes by the config
-        raise SourceError("this checkpoint is quantized already; convert the original that it was made from.")
     if row is None:
         name = architecture_name(source.config)
         return Model(*convert_to_floats(source, name, progress, shapes_only=shapes_only), lambda: ({}, ()))

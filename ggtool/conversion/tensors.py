@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ggtool.conversion.architectures import Architecture, Weight, evaluate
 from ggtool.errors import SourceError
+from ggtool.source.quantized.tensor import ComputedTensor
 from ggtool.source.safetensors import FLOAT_TYPES, LazyTensor, widen
 
 _COMPARE_ROWS = 256
@@ -64,6 +65,8 @@ class ModelTensor:
         return found
 
     def _stored_rows(self, begin: int, end: int) -> npt.NDArray[np.float32]:
+        if isinstance(self.source, ComputedTensor):
+            return self.source.rows(self.view[..., 0].reshape(-1)[begin:end])
         if self.view.ndim == 1:
             piece = self.view[None]
         elif self.view.ndim == 2:
@@ -94,7 +97,7 @@ def model_tensors(
 
     Raises SourceError for a tensor that is missing, unexpected, of another shape or not a float type.
     """
-    expected = dict(_expand(row, hparams, len(weights)))
+    expected = dict(expected_tensors(row, hparams, len(weights)))
     dropped = {name.format(block) for name in row.drop for block in range(hparams["n_layer"])}
     present = _named(row, {*expected, *dropped}, weights)
     for name, weight in expected.items():
@@ -176,7 +179,13 @@ def _computed(name: str, values: npt.NDArray[np.float32]) -> ModelTensor:
     return ModelTensor(name, source, values, values.shape)
 
 
-def _expand(row: Architecture, hparams: Mapping[str, Any], n_tensors: int) -> Iterator[tuple[str, Weight]]:
+def expected_tensors(
+    row: Architecture, hparams: Mapping[str, Any], n_tensors: int
+) -> Iterator[tuple[str, Weight]]:
+    """Yield each tensor of a model of `row`: its name in the checkpoint, and what becomes of it.
+
+    Raises SourceError for more blocks than `n_tensors`, the number of tensors there are, could hold.
+    """
     n_layer = hparams["n_layer"]
     if n_layer > n_tensors:
         raise SourceError(
@@ -205,6 +214,10 @@ def _check(tensor: LazyTensor, weight: Weight, hparams: Mapping[str, Any]) -> Mo
             f"{tensor.file}: tensor {tensor.name} has the shape {tensor.shape}, and config.json makes "
             f"{weight.name} {shape}."
         )
+    if isinstance(tensor, ComputedTensor) and view.strides[-1]:
+        raise SourceError(
+            f"{tensor.file}: {tensor.name} is packed the other way round than {weight.name} needs it."
+        )
     return ModelTensor(weight.name, tensor, view, shape, weight.plus)
 
 
@@ -219,8 +232,14 @@ def _same(tensor: LazyTensor, other: LazyTensor) -> bool:
     if (tensor.dtype, tensor.shape) != (other.dtype, other.shape):
         return False
     starts = range(0, tensor.shape[0], _COMPARE_ROWS)
-    pairs = ((tensor.raw[at : at + _COMPARE_ROWS], other.raw[at : at + _COMPARE_ROWS]) for at in starts)
-    same = all(a.tobytes() == b.tobytes() for a, b in pairs)
+    same = all(_piece_bytes(tensor, at) == _piece_bytes(other, at) for at in starts)
     tensor.release()
     other.release()
     return same
+
+
+def _piece_bytes(tensor: LazyTensor, first: int) -> bytes:
+    """Return some rows as bytes, to be compared with those of a tensor of the same type."""
+    if not isinstance(tensor, ComputedTensor):
+        return tensor.raw[first : first + _COMPARE_ROWS].tobytes()
+    return tensor.rows(np.arange(first, min(first + _COMPARE_ROWS, tensor.shape[0]))).tobytes()

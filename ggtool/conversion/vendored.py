@@ -18,11 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
 from gguf.gguf_writer import GGUFValue
 
+from ggtool.conversion.float_folder import float_folder
 from ggtool.conversion.float_gguf import read_floats
 from ggtool.conversion.metadata import named_folder
 from ggtool.conversion.tensors import ModelTensor
@@ -127,8 +129,7 @@ def convert_to_floats(
                 f"{folder} has {free:,} bytes free and the floats need {n_bytes:,}; free some space, or name "
                 "another folder in GGTOOL_CACHE."
             )
-        # The converter reads every file that looks like weights; it is given only those that transformers would load.
-        with named_folder(source, _passed_over(source)) as model:
+        with _folder(source, folder, shapes_only=shapes_only) as model:
             job = {
                 "model": str(model),
                 "out": str(out),
@@ -144,6 +145,16 @@ def convert_to_floats(
             )
             _run(llama_cpp, job, architecture, report)
         return read_floats(out, source.folder)
+
+
+def _folder(source: ModelSource, cache: Path, *, shapes_only: bool) -> AbstractContextManager[Path]:
+    # The converter reads every file that looks like weights; it is given only those that transformers would load.
+    plain = source.is_plain
+    return (
+        named_folder(source, _passed_over(source))
+        if plain
+        else float_folder(source, cache, shapes_only=shapes_only)
+    )
 
 
 def _run(

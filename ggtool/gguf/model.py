@@ -5,12 +5,13 @@ bpw = 8 * tensor bytes / parameters, every tensor of the model counted. No weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from ggtool.errors import ArtifactError
-from ggtool.gguf.header import GGUFHeader, read_header
+from ggtool.gguf.header import GGUFHeader, TensorInfo, read_header
 from ggtool.system.files import content_sha256, file_sha256
 
 # The context that is opened where none was asked for: the model's own, but no more than this,
@@ -31,6 +32,12 @@ class Artifact:
     path: Path
     header: GGUFHeader
     files: tuple[Path, ...]
+    # The part that each tensor is in, by name; empty for a single file.
+    held_in: Mapping[str, Path] = field(default_factory=dict, repr=False)
+
+    def file_of(self, tensor: TensorInfo) -> Path:
+        """Return the part that a tensor's data is in."""
+        return self.held_in.get(tensor.name, self.path)
 
     @property
     def format(self) -> str:
@@ -98,7 +105,16 @@ def open_artifact(path: Path) -> Artifact:
     tensors = tuple(tensor for part in headers for tensor in part.tensors)
     if len(tensors) != header.metadata.get("split.tensors.count", len(tensors)):
         raise ArtifactError(f"{path} and its other parts do not have all of the model's tensors.")
-    return Artifact(path, replace(header, tensors=tensors), files)
+    held_in = {tensor.name: part.path for part in headers for tensor in part.tensors}
+    return Artifact(path, replace(header, tensors=tensors), files, held_in)
+
+
+def part_paths(path: Path, n_parts: int) -> list[Path]:
+    """Return the names of a file's parts, as llama.cpp finds them: NAME-00001-of-00003.gguf; `path` for one part."""
+    if n_parts == 1:
+        return [path]
+    stem = path.name.removesuffix(".gguf")
+    return [path.with_name(part_name(stem, number, n_parts)) for number in range(1, n_parts + 1)]
 
 
 def _parts(path: Path, header: GGUFHeader) -> tuple[Path, ...]:

@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ggtool.errors import SourceError, UsageError
+from ggtool.source.lora import ADAPTER_NAMES, merged, read_adapter
 from ggtool.source.names import prefixes_note
-from ggtool.source.quantized import left_over_note, quantization
+from ggtool.source.quantized import (
+    Dequantized,
+    dequantized,
+    left_over_note,
+    plain_config,
+    quantization,
+    quantization_settings,
+)
 from ggtool.source.safetensors import (
     LazyTensor,
     adapter_of,
@@ -62,7 +70,8 @@ class ModelSource:
 
     name: the short name, used for output files. model: as recorded, a repo id or a folder's name.
     revision: the Hub commit; empty for a folder. allow_pickle: a checkpoint of pickles may be opened, its tensors
-    only. trust_remote_code: code that comes with the model may be run.
+    only. trust_remote_code: code that comes with the model may be run. adapter: the folder of a LoRA adapter that is
+    merged into the weights.
     """
 
     name: str
@@ -71,6 +80,7 @@ class ModelSource:
     folder: Path
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    adapter: Path | None = None
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -79,8 +89,33 @@ class ModelSource:
 
     @cached_property
     def weights(self) -> Mapping[str, LazyTensor]:
-        """The checkpoint's tensors by name, unread."""
+        """The checkpoint's tensors by name, unread; packed ones as the floats they stand for."""
+        return self._opened.tensors
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the folder is what it seems: nothing packed or said to be, and no adapter to merge."""
+        return self.adapter is None and plain_config(self.config) == self.config
+
+    @cached_property
+    def _stored(self) -> Mapping[str, LazyTensor]:
         return open_checkpoint(self.folder, allow_pickle=self.allow_pickle)
+
+    @cached_property
+    def _opened(self) -> Dequantized:
+        if self.is_left_over:
+            opened = Dequantized(self._stored)
+        else:
+            quantization_settings(self.config)  # an unknown scheme is refused before a weight file is opened
+            opened = dequantized(self.config, self._stored)
+        if self.adapter is None:
+            return opened
+        return replace(opened, tensors=merged(read_adapter(self.adapter), self.config, opened.tensors))
+
+    @property
+    def is_left_over(self) -> bool:
+        """Whether config.json speaks of a quantization that the weights, which are floats, have not."""
+        return quantization(self.config, self._stored.values()) == "left over"
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -88,10 +123,9 @@ class ModelSource:
         try:
             if weight_files(self.folder, allow_pickle=self.allow_pickle)[0].suffix == ".bin":
                 return ()  # opening it would import torch
-            names = [tensor.name for tensor in self.weights.values()]
+            names = [tensor.name for tensor in self._stored.values()]
             found = [files_note(self.folder), prefixes_note(names)]
-            if quantization(self.config, self.weights.values()) == "left over":
-                found.append(left_over_note(self.config))
+            found.append(left_over_note(self.config) if self.is_left_over else self._opened.note)
         except SourceError:
             return ()
         return tuple(note for note in found if note)
@@ -112,6 +146,7 @@ class ModelSource:
             [
                 *weight_files(self.folder, allow_pickle=self.allow_pickle),
                 *(path for path in extra if path.exists()),
+                *(self.adapter / name for name in ADAPTER_NAMES if self.adapter is not None),
             ]
         )
 
@@ -148,19 +183,24 @@ def resolve(
     *,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    config_only: bool = False,
 ) -> ModelSource:
     """Find `model` (a folder, a .safetensors file, or a repo id at `revision`), or the default model for None.
 
+    `config_only` downloads nothing of a repo but its config.json.
+
     Raises UsageError for a name that can be none of them, SourceError when it cannot be had.
     """
-    found = _find(model, revision, notify, allow_pickle=allow_pickle)
+    found = _find(model, revision, notify, allow_pickle=allow_pickle, config_only=config_only)
     source = replace(found, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    for note in source.notes:
+    for note in () if config_only else source.notes:
         notify(note)
     return source
 
 
-def _find(model: str | None, revision: str | None, notify: Notify, *, allow_pickle: bool) -> ModelSource:
+def _find(
+    model: str | None, revision: str | None, notify: Notify, *, allow_pickle: bool, config_only: bool
+) -> ModelSource:
     if model is None:
         return _default(revision, notify)
     path = Path(model).expanduser()
@@ -173,7 +213,7 @@ def _find(model: str | None, revision: str | None, notify: Notify, *, allow_pick
         return _from_file(path)
     if not _REPO_ID.fullmatch(model) or model.startswith((".", "/")):
         raise SourceError(f"there is no folder {model}, and it is not a Hub repo id (owner/name) either.")
-    return _from_hub(model, revision, allow_pickle=allow_pickle)
+    return _from_hub(model, revision, allow_pickle=allow_pickle, config_only=config_only)
 
 
 def _from_file(path: Path) -> ModelSource:
@@ -204,7 +244,9 @@ def _default(revision: str | None, notify: Notify) -> ModelSource:
     return source
 
 
-def _from_hub(repo_id: str, revision: str | None, *, allow_pickle: bool = False) -> ModelSource:
+def _from_hub(
+    repo_id: str, revision: str | None, *, allow_pickle: bool = False, config_only: bool = False
+) -> ModelSource:
     # Imported here: most commands work on local files and should not pay for the Hub client.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -226,8 +268,8 @@ def _from_hub(repo_id: str, revision: str | None, *, allow_pickle: bool = False)
         )
 
     try:
-        folder = download(*_WANTED)
-        if allow_pickle and not any(folder.glob("*.safetensors")):
+        folder = download("config.json") if config_only else download(*_WANTED)
+        if not config_only and allow_pickle and not any(folder.glob("*.safetensors")):
             folder = download(*_WANTED, *_PICKLES)
     except RevisionNotFoundError:
         raise SourceError(f"{repo_id} has no revision {revision!r} on the Hub.") from None

@@ -11,6 +11,7 @@ import math
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,7 @@ ADAPTER_NAME = "adapter_config.json"
 # The safetensors format caps its own header here.
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMS = 8
-_NUMPY_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+NUMPY_TYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "F64": np.dtype("<f8"),
         "F32": np.dtype("<f4"),
@@ -80,6 +81,11 @@ class LazyTensor:
         """Read the whole tensor, widened to float32."""
         return widen(self.raw, self.dtype)
 
+    @property
+    def n_bytes(self) -> int:
+        """Its size in the file."""
+        return self.raw.nbytes
+
     def release(self, part: npt.NDArray[Any] | None = None) -> None:
         """Release the pages that were read; reading again is allowed, from any thread.
 
@@ -96,12 +102,26 @@ class LazyTensor:
 
 def widen(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     """Return a C-contiguous float32 copy of `raw`, whose elements are of safetensors type `dtype`."""
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        return np.ascontiguousarray(_float8_values(dtype)[raw])
     if dtype == "BF16":
         # bfloat16 is the upper half of a float32.
         wide = np.ascontiguousarray(raw).astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
     return np.ascontiguousarray(raw, dtype=np.float32)
+
+
+@cache
+def _float8_values(dtype: str) -> npt.NDArray[np.float32]:
+    """Return the value of each of the 256 bytes of an 8-bit float type (OCP 8-bit floating point, 2023)."""
+    if dtype == "F8_E5M2":  # the upper half of a float16
+        return (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)
+    codes = np.arange(128)
+    exponent, mantissa = codes >> 3, codes & 7
+    values = np.where(exponent > 0, 1 + mantissa / 8, mantissa / 4) * 2.0 ** (exponent - 7)
+    values[127] = np.nan  # E4M3 has no infinities and one NaN
+    return np.concatenate([values, -values]).astype(np.float32)
 
 
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, LazyTensor]:
@@ -159,8 +179,8 @@ def adapter_of(folder: Path) -> str:
     base = settings.get("base_model_name_or_path") or "a model that it does not name"
     kind = settings.get("peft_type") or "LoRA"
     return (
-        f"{folder} holds a {kind} adapter of {base} and no model of its own: merge the two (peft's merge_and_unload, then "
-        "save_pretrained) and name the folder of the merged model."
+        f"{folder} holds a {kind} adapter of {base} and no model of its own: `ggtool convert` makes a GGUF of it, with --merge "
+        "one of its base and it; elsewhere merge the two first (peft's merge_and_unload, then save_pretrained)."
     )
 
 
@@ -240,9 +260,9 @@ def _map_tensor(path: Path, name: str, entry: Any, data: mmap.mmap, body: int) -
         begin, end = (int(n) for n in entry["data_offsets"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise SourceError(f"{path}: the header entry of tensor {name} is damaged.") from None
-    if dtype not in _NUMPY_TYPES:
+    if dtype not in NUMPY_TYPES:
         raise SourceError(f"{path}: tensor {name} has the type {dtype}, which ggtool does not read.")
-    numpy_type = _NUMPY_TYPES[dtype]
+    numpy_type = NUMPY_TYPES[dtype]
     # numpy limits the product of the dimensions, zeros aside.
     fits = (
         len(shape) <= _MAX_DIMS and min(shape, default=0) >= 0 and math.prod(n or 1 for n in shape) <= 1 << 48

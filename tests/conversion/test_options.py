@@ -115,7 +115,7 @@ def test_name_and_metadata_replace_in_place_or_come_last(tiny_gpt2: Path, tmp_pa
     [
         ("general.architecture", "llama", "cannot be set"),
         ("split.count", "2", "cannot be set"),
-        ("tokenizer.ggml.tokens", "a", "is a list"),
+        ("tokenizer.ggml.tokens", "a", "is a list, so write one as JSON"),
         ("gpt2.context_length", "many", "'many' is not a uint32"),
         ("gpt2.context_length", "-1", "does not fit uint32"),
         ("gpt2.attention.layer_norm_epsilon", "nan", "not a finite number"),

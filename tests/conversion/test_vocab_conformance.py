@@ -14,7 +14,9 @@ def test_random_tokenizers_have_the_same_ids_or_a_word_is_said() -> None:
     flags = ("--seed", "2", "--tokenizers", "40", "--texts", "15", "--learned", "1")
     done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    numbers = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", done.stdout.splitlines()[2])]
+    numbers = [
+        int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", done.stdout.splitlines()[2])
+    ]
     same, noted, unspellable, silent = numbers
     assert same > 300, "enough of them were converted and compared"
     assert noted > 10, "and some differ, so that a difference would be seen"

@@ -87,6 +87,11 @@ def nothing(_hparams: Hparams, _config: Mapping[str, Any]) -> Mapping[str, npt.N
     return {}
 
 
+def nothing_implied(_hparams: Hparams) -> Mapping[str, Any]:
+    """Imply no further settings."""
+    return {}
+
+
 def no_objection(_hparams: Hparams, _config: Mapping[str, Any]) -> str:
     """Object to nothing."""
     return ""
@@ -144,6 +149,8 @@ class Architecture:
         notes: where llama.cpp's graph gives other results than transformers under conditions a user can avoid.
         computed: tensors that follow from the settings, by GGUF name; they come first.
         vocabulary: which of upstream's conventions the vocabulary follows.
+        model_type: config.json's, where it is not `gguf_name`.
+        implied: settings of config.json that llama.cpp's graph has built in and that follow from the sizes.
 
     """
 
@@ -165,6 +172,8 @@ class Architecture:
     notes: Callable[[Hparams, Mapping[str, Any]], Sequence[str]] = no_notes
     computed: Callable[[Hparams, Mapping[str, Any]], Mapping[str, npt.NDArray[np.float32]]] = nothing
     vocabulary: Literal["plain", "llama", "gemma", "phi3"] = "plain"
+    model_type: str = ""
+    implied: Callable[[Hparams], Mapping[str, Any]] = nothing_implied
 
 
 def evaluate(expression: str, hparams: Hparams) -> int:

@@ -98,10 +98,16 @@ def _pattern(name: str) -> dict[str, Hparam]:
     }
 
 
-def _objection(name: str, hparams: Hparams, settings: Settings) -> str:
-    """Say which setting differs from what is built into llama.cpp's graph."""
+def _query_scale(name: str, hparams: Hparams) -> Mapping[str, Any]:
+    """Return the scale of queries that llama.cpp's graph has built in, as config.json spells it."""
     largest = hparams["n_layer"] == _LARGEST[name]
     scale = hparams["n_embd"] // hparams["n_head"] if largest else hparams["head_dim"]
+    return {"query_pre_attn_scalar": scale}
+
+
+def _objection(name: str, hparams: Hparams, settings: Settings) -> str:
+    """Say which setting differs from what is built into llama.cpp's graph."""
+    (scale,) = _query_scale(name, hparams).values()
     if settings["query_pre_attn_scalar"] != scale:
         return f"query_pre_attn_scalar = {settings['query_pre_attn_scalar']!r} and not {scale}"
     kinds = settings["layer_types"]
@@ -163,12 +169,14 @@ GEMMA2 = Architecture(
     activation=("hidden_activation", "gelu_pytorch_tanh"),
     fixed={**_FIXED, "rope.type": common.ROPE_TYPES},
     objection=lambda hparams, settings: _objection("gemma2", hparams, settings),
+    implied=lambda hparams: _query_scale("gemma2", hparams),
     notes=common.rope_notes,
     vocabulary="gemma",
 )
 
 GEMMA3 = Architecture(
     gguf_name="gemma3",
+    model_type="gemma3_text",
     defaults={
         "vocab_size": 262208,
         **_DEFAULTS,
@@ -204,6 +212,7 @@ GEMMA3 = Architecture(
     activation=("hidden_activation", "gelu_pytorch_tanh"),
     fixed={**_FIXED, "rope.type": common.ROPE_TYPES, "rope.local_type": ("default", "dynamic")},
     objection=_gemma3_objection,
+    implied=lambda hparams: _query_scale("gemma3", hparams),
     notes=common.rope_notes,
     vocabulary="gemma",
 )

@@ -59,6 +59,7 @@ _BLOCK = {
 
 GPT_NEOX = Architecture(
     gguf_name="gptneox",
+    model_type="gpt_neox",
     defaults={
         "vocab_size": 50432,
         "hidden_size": 6144,

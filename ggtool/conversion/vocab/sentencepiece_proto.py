@@ -1,4 +1,4 @@
-"""The few facts of a SentencePiece model file (`tokenizer.model`) that a GGUF holds, without the library.
+"""The few facts of a SentencePiece model file (`tokenizer.model`) that a GGUF holds, read and written without the library.
 
 The file is one Protocol Buffers message, ModelProto of sentencepiece_model.proto: pieces with score and type, and
 two groups of settings. Only the wire format is known here; every length is checked against what is there.
@@ -76,6 +76,41 @@ def read_model_file(path: Path) -> SentencePieceModel:
         raise SourceError(f"{path} is no SentencePiece model, or it is damaged; get it again.")
     rules = (name or "rules of its own") if has_rules else ""
     return SentencePieceModel(texts, scores, types, model_type, dummy_prefix, rules, removes_blanks)
+
+
+def encode_model(model: SentencePieceModel, *, unknown: int, bos: int, eos: int) -> bytes:
+    """Return the bytes of a tokenizer.model; `unknown`, `bos` and `eos` are ids of pieces, or -1 for none."""
+    pieces = [
+        _bytes_field(1, text.encode("utf-8")) + b"\x15" + struct.pack("<f", score) + _number_field(3, kind)
+        for text, score, kind in zip(model.texts, model.scores, model.types, strict=True)
+    ]
+    trainer = _number_field(3, model.model_type) + _number_field(35, 1)  # byte_fallback
+    for field, number in ((40, unknown), (41, bos), (42, eos)):
+        trainer += _number_field(field, number & 0xFFFFFFFFFFFFFFFF)
+    normalizer = _number_field(3, int(model.dummy_prefix)) + _number_field(4, int(model.removes_blanks))
+    parts = [
+        *(_bytes_field(1, piece) for piece in pieces),
+        _bytes_field(2, trainer),
+        _bytes_field(3, normalizer),
+    ]
+    return b"".join(parts)
+
+
+def _bytes_field(number: int, data: bytes) -> bytes:
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(data)) + data
+
+
+def _number_field(number: int, value: int) -> bytes:
+    return _encode_varint(number << 3 | _VARINT) + _encode_varint(value)
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
