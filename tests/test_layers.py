@@ -19,7 +19,7 @@ HOUSE = {
     "corpus": {"source"},
     "conversion": {"source", "gguf"},
     "quantizers": {"source", "corpus", "kernels"},
-    "backends": {"source", "gguf", "corpus", "quantizers"},
+    "backends": {"source", "gguf", "corpus", "quantizers", "kernels"},
     "calibration": {"source", "gguf", "corpus", "conversion", "quantizers", "backends"},
     "chat": {"quantizers", "backends"},
     "evaluation": {

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 from ggtool.errors import UsageError
 from ggtool.formats import Format
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Logits: TypeAlias = "npt.NDArray[np.float32]"  # a string: who only names a model need not wait for numpy
+Engine = Literal["auto", "ggtool", "eager"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class LoadOptions:
     shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp).
     components: which matrices a from-scratch format quantizes, by the grammar of
     `ggtool.quantizers.selectors`; other formats have no choice of matrices.
+    engine: what computes, of ENGINES: "ggtool" for ggtool's own kernels on a GPU, "eager" for the format's runtime
+    (transformers or llama.cpp), "auto" for ggtool's where they serve a model that transformers would run.
     """
 
     n_ctx: int
@@ -54,6 +58,7 @@ class LoadOptions:
     device: Literal["cpu", "cuda"] = "cpu"
     components: str = "all"
     shares: bool = False
+    engine: Engine = "auto"
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,11 @@ class Backend(Protocol):
         """Return the bytes of the KV cache at n_ctx tokens."""
         ...
 
+    @property
+    def engine(self) -> str:
+        """What computes: "ggtool", "transformers" or "llama.cpp"."""
+        ...
+
     def close(self) -> None:
         """Free the model."""
         ...
@@ -124,6 +134,15 @@ RUNTIMES: Mapping[str, str] = MappingProxyType(
     {
         "llama_cpp": "ggtool.backends.llama_cpp.backend:LlamaCppBackend",
         "huggingface": "ggtool.backends.huggingface.backend:HuggingFaceBackend",
+    }
+)
+
+
+# By ggtool's own kernels: what takes the place of each runtime.
+_ENGINES: Mapping[str, str] = MappingProxyType(
+    {
+        "llama_cpp": "ggtool.backends.engine.gguf_backend:GgufEngineBackend",
+        "huggingface": "ggtool.backends.engine.backend:EngineBackend",
     }
 )
 
@@ -140,12 +159,20 @@ def too_many_positions(name: str, trained: int) -> UsageError:
     )
 
 
+def runtime_of(fmt: Format, options: LoadOptions) -> str:
+    """Return the "module:class" that runs a format with these options."""
+    if options.engine == "ggtool":
+        return _ENGINES[fmt.runtime]
+    is_engine = options.engine == "auto" and options.device == "cuda" and fmt.runtime == "huggingface"
+    return _ENGINES[fmt.runtime] if is_engine else RUNTIMES[fmt.runtime]
+
+
 def open_backend(fmt: Format, path: Path, options: LoadOptions) -> Backend:
     """Load the model at `path` (a .gguf file, or a checkpoint folder) in format `fmt`.
 
     Raises ArtifactError or SourceError when the model cannot be used, UsageError when the format cannot
     run on the device asked for.
     """
-    module, _, name = RUNTIMES[fmt.runtime].partition(":")
+    module, _, name = runtime_of(fmt, options).partition(":")
     backend: Backend = getattr(importlib.import_module(module), name)(fmt, path, options)
     return backend

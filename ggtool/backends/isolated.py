@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggtool.backends import SamplingParams
+from ggtool.backends import Engine, SamplingParams
 from ggtool.backends.text_backend import StopReason
 from ggtool.errors import CrashError
 from ggtool.system.child import Child, Message, raise_error
@@ -29,11 +29,12 @@ _TEST_IT = "`ggtool doctor` tests this build of llama.cpp"
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How to open a model for text: context in tokens (0: the model's own, 4096 at most), CPU threads (0: all CPUs), where."""
+    """How to open a model for text: context in tokens (0: the model's own, 4096 at most), CPU threads (0: all CPUs), where, by what."""
 
     n_ctx: int
     threads: int
     device: Literal["auto", "cpu", "cuda"]
+    engine: Engine = "auto"
 
 
 class IsolatedModel:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from ggtool.backends import SamplingParams
+from ggtool.backends import Engine, SamplingParams
 from ggtool.backends.load import load_model
 from ggtool.backends.text_backend import TextBackend
 from ggtool.errors import GgtoolError
@@ -69,10 +69,15 @@ def _facts(backend: TextBackend) -> Message:
 
 
 def _open(
-    parent: Parent, path: Path, n_ctx: int, threads: int, device: Literal["auto", "cpu", "cuda"]
+    parent: Parent,
+    path: Path,
+    n_ctx: int,
+    threads: int,
+    device: Literal["auto", "cpu", "cuda"],
+    engine: Engine,
 ) -> TextBackend:
-    if path.is_dir():
-        return load_model(path, n_ctx, threads, device)
+    if path.is_dir() or engine == "ggtool":
+        return load_model(path, n_ctx, threads, device, engine)
     from ggtool.backends.llama_cpp import log
     from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 

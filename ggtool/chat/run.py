@@ -11,7 +11,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from ggtool.backends import SamplingParams
+from ggtool.backends import Engine, SamplingParams
 from ggtool.backends.isolated import IsolatedModel, TextOptions
 from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.backends.sampling import check_sampling
@@ -35,6 +35,7 @@ def run_chat(
     n_ctx: int = 0,
     threads: int = 0,
     device: Device = "auto",
+    engine: Engine = "auto",
     quiet: bool = False,
 ) -> None:
     """Talk to the model at `path` (None: the newest GGUF in models/), at a terminal or, in a pipe, once.
@@ -47,7 +48,7 @@ def run_chat(
     entry = "" if at_terminal else _read_stdin()
     if path is None and at_terminal:
         path = _choose()
-    with _open(path, params, n_ctx, threads, device) as (found, backend):
+    with _open(path, params, n_ctx, threads, device, engine) as (found, backend):
         conversation = open_conversation(backend, system or "")
         if backend.chat_template is None:
             _say_base_model(notes, found, system)
@@ -75,6 +76,7 @@ def run_generate(
     n_ctx: int = 0,
     threads: int = 0,
     device: Device = "auto",
+    engine: Engine = "auto",
     as_json: bool = False,
     echo: bool = False,
     quiet: bool = False,
@@ -87,7 +89,7 @@ def run_generate(
     text = _read_stdin() if prompt is None else prompt
     if not text:
         raise UsageError("the prompt is empty; give some text with --prompt or on standard input.")
-    with _open(path, params, n_ctx, threads, device) as (found, backend), _UNTIL_THE_READER_LEAVES:
+    with _open(path, params, n_ctx, threads, device, engine) as (found, backend), _UNTIL_THE_READER_LEAVES:
         ids = backend.vocabulary.begin(backend.vocabulary.tokenize(text))
         if echo and not as_json:
             write(text)
@@ -129,13 +131,13 @@ def _answer_once(
 
 @contextmanager
 def _open(
-    path: Path | None, params: SamplingParams, n_ctx: int, threads: int, device: Device
+    path: Path | None, params: SamplingParams, n_ctx: int, threads: int, device: Device, engine: Engine
 ) -> Iterator[tuple[Path, TextBackend]]:
     check_sampling(params)  # before the seconds that loading may take
     found = find_model(path)
     if not found.is_dir():
         self_test()  # here, where its word on a build that fails is seen
-    with closing(IsolatedModel(found, TextOptions(n_ctx, threads, device))) as backend:
+    with closing(IsolatedModel(found, TextOptions(n_ctx, threads, device, engine))) as backend:
         yield found, backend
 
 

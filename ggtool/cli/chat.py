@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ggtool.cli.flags import DeviceOption, Json, Quiet, Threads
+from ggtool.cli.flags import DeviceOption, EngineOption, Json, Quiet, Threads
 
 if TYPE_CHECKING:
     from ggtool.backends import SamplingParams
@@ -58,6 +58,7 @@ def chat(
     n_ctx: NCtx = 0,
     threads: Threads = 0,
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Talk to a model; tokens stream as they are made. A base model continues your text.
@@ -70,7 +71,9 @@ def chat(
     from ggtool.chat import run_chat
 
     params = _sampling(n_predict, temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    run_chat(path, params, system=system, n_ctx=n_ctx, threads=threads, device=device, quiet=quiet)
+    run_chat(
+        path, params, system=system, n_ctx=n_ctx, threads=threads, device=device, engine=engine, quiet=quiet
+    )
 
 
 def generate(
@@ -97,6 +100,7 @@ def generate(
     n_ctx: NCtx = 0,
     threads: Threads = 0,
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -115,6 +119,7 @@ def generate(
         n_ctx=n_ctx,
         threads=threads,
         device=device,
+        engine=engine,
         as_json=json_,
         echo=echo,
         quiet=quiet,

@@ -14,6 +14,7 @@ from ggtool.cli.flags import (
     Calibration,
     CalibrationChunks,
     Device,
+    Engine,
     Model,
     Revision,
     WaitForQuiet,
@@ -120,6 +121,16 @@ class EvalFlags:
         Device | None,
         typer.Option(
             "--device", case_sensitive=False, help="Where to run. Default: auto.", show_default=False
+        ),
+    ] = None
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            "--engine",
+            case_sensitive=False,
+            help="ggtool: its own kernels, on a GPU, GGUF files too. eager: transformers, llama.cpp. Default: auto, "
+            "which is ggtool's for speed and memory where they serve.",
+            show_default=False,
         ),
     ] = None
 

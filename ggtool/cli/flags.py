@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["auto", "ggtool", "eager"]
 
 Model = Annotated[
     str | None,
@@ -35,6 +36,14 @@ TrustRemoteCode = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all there are.")]
 DeviceOption = Annotated[Device, typer.Option("--device", case_sensitive=False, help="Where to run.")]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        case_sensitive=False,
+        help="ggtool: its own kernels, on a GPU, GGUF files too. eager: transformers, llama.cpp. auto: ggtool's where they serve.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 Quiet = Annotated[

@@ -78,7 +78,9 @@ def _measure(
 
 def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
     request, tokens = what.request, folder / "tokens.npz"
-    model = what.to_open(target)
+    # Kernels with other roundings are for speed; a model is scored by its format's own runtime unless told otherwise.
+    by = "eager" if task == "quality" and request.engine == "auto" else request.engine
+    model = what.to_open(target, by)
     if task == "speed":
         return SpeedJob(
             model,
@@ -104,7 +106,7 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
         words_per_byte=what.text.words_per_byte,
         reference=None
         if reference is None
-        else Reference(what.to_open(reference), reference.label, reference.sha256),
+        else Reference(what.to_open(reference, "eager"), reference.label, reference.sha256),
     )
 
 

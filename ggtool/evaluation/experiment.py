@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from ggtool.backends import ENGINES
 from ggtool.errors import UsageError
 from ggtool.evaluation.request import EvalRequest
 from ggtool.formats import split_list
@@ -56,6 +57,7 @@ _KEYS: Mapping[str, _Key] = MappingProxyType(
         "calibration": _Key("calibration", str),
         "calibration_chunks": _Key("calibration_chunks", int),
         "device": _Key("device", str, choices=("auto", "cpu", "cuda")),
+        "engine": _Key("engine", str, choices=ENGINES),
         "threads": _Key("threads", int),
         "repetitions": _Key("repetitions", int, 1),
         "speed_prompts": _Key("speed_prompts", tuple, 1),

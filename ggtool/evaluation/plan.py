@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ggtool import corpus
-from ggtool.backends import LoadOptions, has_rotary_positions, too_many_positions
+from ggtool.backends import Engine, LoadOptions, has_rotary_positions, too_many_positions
 from ggtool.backends.device import choose_device
 from ggtool.corpus import Text, Tokens
 from ggtool.errors import MeasureError, UsageError
@@ -73,10 +73,11 @@ class Plan:
     tokens: Tokens
     device: Literal["cpu", "cuda"]
 
-    def to_open(self, target: Target) -> ModelToOpen:
-        """Return how a child opens a target."""
+    def to_open(self, target: Target, engine: Engine | None = None) -> ModelToOpen:
+        """Return how a child opens a target, by `engine` instead of the request's if that is told."""
         request = self.request
-        options = LoadOptions(request.n_ctx, request.threads, self.device, target.components)
+        chosen = engine or request.engine
+        options = LoadOptions(request.n_ctx, request.threads, self.device, target.components, engine=chosen)
         return ModelToOpen(target.format, target.path, options)
 
 

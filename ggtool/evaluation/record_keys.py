@@ -78,6 +78,8 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
         "device": what.device,
         "versions": target_versions(target),
     }
+    if what.device == "cuda":
+        settings["engine"] = [request.engine, sources_sha256("backends/engine", "kernels")]
     if (target.format.quantizer or "").startswith(_PACKED):
         if what.device == "cpu":
             settings["cpu_products"] = build.way()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ggtool.backends import Engine
+
 DEFAULT_N_CTX = 512
 
 
@@ -26,6 +28,7 @@ class EvalRequest:
     calibration_chunks how much of it: 0 is all; None is 128 chunks of 1024 tokens, and all for an importance matrix.
     wait_s: how long the timing of each format may wait, in all, for moments when nothing else computes; a number that an
     earlier run recorded as disturbed is then measured again.
+    engine "auto" measures speed and memory on ggtool's engine where it serves, and quality on the format's own runtime.
     """
 
     backends: Sequence[str]
@@ -43,6 +46,7 @@ class EvalRequest:
     calibration: str | None = None
     calibration_chunks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Engine = "auto"
     threads: int = 2
     repetitions: int = 5
     speed_prompts: tuple[int, ...] = (128, 512)

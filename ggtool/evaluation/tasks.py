@@ -138,7 +138,8 @@ def _runtime(fmt: Format) -> Any:
 
 
 def _outcome(numbers: dict[str, Any], backend: Backend, model: ModelToOpen) -> Outcome:
-    return Outcome(numbers, asdict(backend.footprint()), dict(_runtime(model.format).runtime_versions()))
+    versions = {**_runtime(model.format).runtime_versions(), "engine": backend.engine}
+    return Outcome(numbers, asdict(backend.footprint()), versions)
 
 
 def _check_vocabulary(job: QualityJob, tokens: Tokens) -> None:

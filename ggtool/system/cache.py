@@ -11,7 +11,7 @@ from pathlib import Path
 from ggtool.errors import OutputError
 
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = (".py", ".cpp", ".h")
+_SOURCES = (".py", ".cpp", ".cu", ".h", ".json")
 
 
 def cache_folder() -> Path:

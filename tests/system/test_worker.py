@@ -33,6 +33,7 @@ class Fake:
     def reset(self): pass
     def footprint(self): return Footprint(80, 10, 1, 2)
     def kv_cache_bytes(self): return 0
+    engine = "none"
     def close(self): pass
 
 ggtool.backends.open_backend = lambda fmt, path, options: Fake()

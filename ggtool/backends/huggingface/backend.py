@@ -217,6 +217,11 @@ class HuggingFaceBackend:
             hidden = self._model.base_model(ids, use_cache=False).last_hidden_state[0]
             return cast(Tensor, hidden.float().mean(0).cpu())
 
+    @property
+    def engine(self) -> str:
+        """What computes."""
+        return "transformers"
+
     def reset(self) -> None:
         """Do nothing, since every call has a cache of its own."""
 

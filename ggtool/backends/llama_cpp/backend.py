@@ -147,6 +147,11 @@ class LlamaCppBackend:
         self._cleanup.close()
 
     @property
+    def engine(self) -> str:
+        """What computes."""
+        return "llama.cpp"
+
+    @property
     def chat_template(self) -> str | None:
         """The template in the file's metadata. Never the one that llama.cpp makes up for some files."""
         template = self._artifact.header.metadata.get("tokenizer.chat_template")

@@ -1,0 +1,12 @@
+"""ggtool's own engine: GPT-2 and the Llama-like families without transformers' modules, one CUDA graph a token on a GPU.
+
+model.py         a decoder as the engine holds it
+read_modules.py  made of a loaded checkpoint, float or packed
+read_gguf.py     made of a GGUF file
+shapes.py        how the product of each matrix is cut
+prompt.py        a prompt's forward pass, in torch
+step.py          one token's: the kernels, their buffers, their graphs
+engine.py        prompts in, tokens out
+backend.py       a checkpoint by the engine
+gguf_backend.py  a GGUF file by it
+"""

@@ -1,0 +1,127 @@
+"""A checkpoint in float16, bfloat16 or packed by the engine: the transformers runtime, its modules exchanged for kernels.
+
+Where the kernels do not serve it stays what it was, unless the engine was asked for by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
+from ggtool.backends.engine.engine import Engine
+from ggtool.backends.engine.model import UnsupportedModelError
+from ggtool.backends.engine.read_modules import read_modules
+from ggtool.backends.huggingface.backend import HuggingFaceBackend
+from ggtool.errors import UsageError
+from ggtool.formats import Format
+from ggtool.kernels.nvrtc import GpuLauncher, KernelError
+
+# The oldest GPUs with the tensor cores' product that the kernels are made of.
+_OLDEST = (8, 0)
+
+
+def open_gpu() -> GpuLauncher:
+    """Return a launcher for torch's current GPU; UnsupportedModelError where the kernels do not run there."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    if torch.cuda.get_device_capability(device) < _OLDEST:
+        raise UnsupportedModelError(f"a GPU as old as {torch.cuda.get_device_name(device)}")
+    return GpuLauncher(device)
+
+
+class EngineBackend(HuggingFaceBackend):
+    """A checkpoint folder by the engine; see `ggtool.backends.Backend` for the protocol."""
+
+    def __init__(self, fmt: Format, path: Path, options: LoadOptions) -> None:
+        """Load as the transformers runtime does, then take the weights over.
+
+        Raises what that raises, and UsageError where the engine was asked for and does not serve.
+        """
+        super().__init__(fmt, path, options)
+        self._engine: Engine | None = None
+        self._counted = super().footprint()
+        try:
+            if options.device != "cuda":
+                raise UnsupportedModelError("a CPU")
+            launcher = open_gpu()
+            dtype = torch.bfloat16 if self._model.dtype == torch.bfloat16 else torch.float16
+            model = read_modules(self._model, dtype, self.n_ctx)
+        except (UnsupportedModelError, KernelError) as error:
+            if options.engine == "ggtool":
+                super().close()
+                raise UsageError(
+                    f"ggtool's engine does not run {path.name} as {fmt.backend}: {error}."
+                ) from error
+            return
+        super().close()  # what is left of the modules
+        self._engine = Engine(model, launcher, self.n_ctx, torch.cuda.get_device_name(launcher.device))
+
+    @property
+    def engine(self) -> str:
+        """What computes: "ggtool" or "transformers"."""
+        return super().engine if self._engine is None else "ggtool"
+
+    def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
+        """Return float32 logits (len(tokens) - start, n_vocab); raises as the transformers runtime does."""
+        if self._engine is None:
+            return super().logits(tokens, start)
+        self._check_positions(tokens, start)
+        hidden = self._engine.hidden(self._checked(tokens))[start:]
+        return cast(Logits, self._engine.head(hidden).cpu().numpy())
+
+    def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """Yield the same logits in blocks of `n_rows`, the output head computed a block at a time."""
+        if self._engine is None:
+            yield from super().logit_blocks(tokens, start, n_rows)
+            return
+        self._check_positions(tokens, start)
+        hidden = self._engine.hidden(self._checked(tokens))[start:]
+        for at in range(0, len(hidden), n_rows):
+            yield cast(Logits, self._engine.head(hidden[at : at + n_rows]).cpu().numpy())
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
+        """Yield the likeliest next token of each prompt, step by step."""
+        if self._engine is None:
+            return super().generate_batch(prompts, n_predict)
+        return self._engine.generate_batch([list(self._checked(prompt)) for prompt in prompts], n_predict)
+
+    @property
+    def description(self) -> str:
+        """Architecture, format and size of the weights."""
+        if self._engine is None:
+            return super().description
+        n_bytes = self._engine.model.weights_bytes
+        return f"{self._config.model_type} {self._format.backend}, {n_bytes / 2**20:.1f} MiB"
+
+    def footprint(self) -> Footprint:
+        """Count the bytes that the engine holds; parameters and modules are those of the loaded model."""
+        if self._engine is None:
+            return super().footprint()
+        counted = self._counted
+        return Footprint(
+            weights_bytes=self._engine.model.weights_bytes,
+            n_params=counted.n_params,
+            modules_quantized=counted.modules_quantized,
+            modules_total=counted.modules_total,
+        )
+
+    def kv_cache_bytes(self) -> int:
+        """Return the bytes of keys and values of n_ctx tokens in all layers."""
+        return super().kv_cache_bytes() if self._engine is None else self._engine.kv_cache_bytes
+
+    def close(self) -> None:
+        """Free the model. Closing twice is allowed."""
+        self._engine = None
+        super().close()
+
+    def _generate(self, prompt: list[int], params: SamplingParams) -> Generator[int, None, None]:
+        if self._engine is None:
+            yield from super()._generate(prompt, params)
+            return
+        self.stop_reason = None
+        self.stop_reason = yield from self._engine.generate(
+            list(self._checked(prompt)), params, self._end_tokens
+        )

@@ -1,0 +1,122 @@
+// What happens around the layers: a token's row of the table, activations laid down for several texts, the next token.
+//
+// Constants: FORMAT of the table (embed) or of the product that follows (prepare); NORM, THREADS and QUADS of prepare.
+#include "activations.h"
+
+using Format = FORMAT;
+
+struct Embedding {
+  Matrix w;
+  const float* row_scales;
+  const float* positions;  // (n_ctx, n_columns) or null
+  const int* tokens;       // (n_texts,)
+  const int* position;
+  float* x;                // (n_texts, n_columns)
+};
+
+// Block (i, text): the segments from i * blockDim on of a text's token.
+extern "C" __global__ void embed(const __grid_constant__ Embedding p) {
+  SHARED_BYTES(shared);
+  u32* table = reinterpret_cast<u32*>(shared);
+  if (Format::kTable) fill_table(table, p.w.values);
+  wait_for_kernel_before();
+  sync_block();
+  const int segment = blockIdx.x * blockDim.x + thread(), text = blockIdx.y;
+  if (segment >= segments(p.w.n_columns, Format::kSegment)) return;
+  const int token = load_fresh(p.tokens + text);
+  const float* place = p.positions ? p.positions + static_cast<i64>(load_fresh(p.position)) * p.w.n_columns : nullptr;
+  const float scale = Format::kRowScale ? p.row_scales[token] : 1.0f;
+  typename Format::Raw raw;
+  u32 pairs[Format::kSegment / 2];
+  Format::load(raw, p.w, token, segment);
+  Format::expand(raw, own_column(table), pairs);
+#pragma unroll
+  for (int slot = 0; slot < Format::kSegment; ++slot) {
+    const int column = Format::column(segment, slot);
+    const float value = scale * (slot % 2 ? high(pairs[slot / 2]) : low(pairs[slot / 2]));
+    if (column < p.w.n_columns)
+      p.x[static_cast<i64>(text) * p.w.n_columns + column] = value + (place ? place[column] : 0.0f);
+  }
+}
+
+struct Widening {
+  Matrix w;
+  const float* row_scales;
+  u16* to;  // (n rows, n_columns), from `first_row` on
+  int first_row;
+};
+
+// Block (i, row): as `embed`, but of a matrix's rows, to the type of the activations.
+extern "C" __global__ void widen_rows(const __grid_constant__ Widening p) {
+  SHARED_BYTES(shared);
+  u32* table = reinterpret_cast<u32*>(shared);
+  if (Format::kTable) fill_table(table, p.w.values);
+  sync_block();
+  const int segment = blockIdx.x * blockDim.x + thread(), row = blockIdx.y;
+  if (segment >= segments(p.w.n_columns, Format::kSegment)) return;
+  const float scale = Format::kRowScale ? p.row_scales[p.first_row + row] : 1.0f;
+  typename Format::Raw raw;
+  u32 pairs[Format::kSegment / 2];
+  Format::load(raw, p.w, p.first_row + row, segment);
+  Format::expand(raw, own_column(table), pairs);
+#pragma unroll
+  for (int slot = 0; slot < Format::kSegment; ++slot) {
+    const int column = Format::column(segment, slot);
+    const u16 half = static_cast<u16>(slot % 2 ? pairs[slot / 2] >> 16 : pairs[slot / 2]);
+    if (column < p.w.n_columns)
+      p.to[static_cast<i64>(row) * p.w.n_columns + column] = Format::kRowScale ? narrow(scale * widen(half)) : half;
+  }
+}
+
+struct Preparation {
+  NormWeights norm;
+  const float* x;  // (n_texts, n_columns)
+  u16* rows;       // (8, 2, n_slots)
+  int n_columns, n_slots, n_texts;
+};
+
+// Block `text`: its rows for a BATCHED product.
+extern "C" __global__ void prepare(const __grid_constant__ Preparation p) {
+  __shared__ float room[2 * kWarp];
+  Layer<Format, NORM, false, THREADS, QUADS> layer(p.norm, p.n_columns);
+  wait_for_kernel_before();
+  const int text = blockIdx.x;
+  u16* rows = p.rows + static_cast<i64>(text % 8) * 2 * p.n_slots;
+  layer.lay_down(p.x + static_cast<i64>(text) * p.n_columns, p.n_slots, rows,
+                 p.n_texts <= 8 ? kBoth : text < 8 ? kFirst : kSecond, room);
+}
+
+struct Choice {
+  const float* best_values;  // (n_texts, n_blocks)
+  const int* best_indices;
+  int* tokens;    // (n_texts,): what `embed` reads next
+  int* made;      // (n_ctx, n_texts): the token chosen at each position
+  int* position;  // one further afterwards
+  int n_blocks, n_texts;
+};
+
+// One block: the likeliest token of each text, the first of equals.
+extern "C" __global__ void choose(const __grid_constant__ Choice p) {
+  __shared__ float values[kWarp];
+  __shared__ int indices[kWarp];
+  wait_for_kernel_before();
+  const int position = load_fresh(p.position);
+  for (int text = 0; text < p.n_texts; ++text) {
+    Best best{kLowest, 0x7fffffff};
+#pragma unroll 4
+    for (int i = thread(); i < p.n_blocks; i += blockDim.x)
+      best.meet(load_fresh(p.best_values + text * p.n_blocks + i), load_fresh(p.best_indices + text * p.n_blocks + i));
+    best = best_of_warp(best);
+    sync_block();
+    if (lane() == 0) values[warp()] = best.value, indices[warp()] = best.index;
+    sync_block();
+    if (thread() == 0) {
+      for (int i = 1; i < static_cast<int>(blockDim.x) / kWarp; ++i) best.meet(values[i], indices[i]);
+      // Where nothing is a number, or one is infinite, there is no likeliest token: -1, and what follows is of no use.
+      const bool is_finite = best.index != 0x7fffffff && best.value <= -kLowest;
+      p.tokens[text] = is_finite ? best.index : 0;
+      p.made[static_cast<i64>(position) * p.n_texts + text] = is_finite ? best.index : -1;
+    }
+  }
+  if (thread() == 0) *p.position = position + 1;
+}

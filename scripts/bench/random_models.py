@@ -1,0 +1,172 @@
+"""Models of real sizes with random weights, made on the GPU as the engine holds them: they take as long as trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ggtool.backends.engine.model import Layer, Model, Projection
+from ggtool.kernels.decode import Heads, Norm
+from ggtool.kernels.device_matrix import DeviceMatrix
+from ggtool.quantizers.tables import IQ4_VALUES
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a decoder is made of."""
+
+    name: str
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    n_ff: int
+    n_vocab: int
+    is_gated: bool
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of one head."""
+        return self.n_embd // self.n_heads
+
+    def products(self) -> Iterator[tuple[str, int, int, str]]:
+        """Yield (name, rows, columns, epilogue) of each product of a layer, and of the head."""
+        n_projected = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        yield "projected", n_projected, self.n_embd, "store"
+        yield "output", self.n_embd, self.n_embd, "add"
+        if self.is_gated:
+            yield "up", 2 * self.n_ff, self.n_embd, "swiglu"
+        else:
+            yield "up", self.n_ff, self.n_embd, "gelu"
+        yield "down", self.n_embd, self.n_ff, "add"
+        yield "head", self.n_vocab, self.n_embd, "logits"
+
+
+SIZES = {
+    sizes.name: sizes
+    for sizes in (
+        Sizes("gpt2-124m", 12, 768, 12, 12, 3072, 50257, False),
+        Sizes("gpt2-xl", 48, 1600, 25, 25, 6400, 50257, False),
+        Sizes("llama-1b", 16, 2048, 32, 8, 8192, 128256, True),
+        Sizes("llama-8b", 32, 4096, 32, 8, 14336, 128256, True),
+    )
+}
+
+# format -> the layout of layers' matrices and of the head (None: the same). A Q4_K_M file of a GPT-2 XL has other types.
+FORMATS = {
+    "fp16": ("Plain", None),
+    "int8": ("Int8<0>", None),
+    "iq4": ("Table4", "Int8<0>"),
+    "int4": ("Linear4", "Int8<0>"),
+    "ternary": ("Linear2<64,1>", "Int8<0>"),
+    "gguf-q8_0": ("Int8<32>", None),
+    "gguf-q4_0": ("Linear4", "Q6K"),
+    "gguf-q4_k_m": ("Q4K", "Q6K"),
+}
+
+
+def layout_of(sizes: Sizes, name: str, product: str, layer: int) -> str:
+    """Return the layout of one matrix of a model in format `name`; of GGUF files as llama-quantize chooses types."""
+    layers, head = FORMATS[name]
+    n_columns = next(columns for found, _, columns, _ in sizes.products() if found == product)
+    has_super_blocks = n_columns % 256 == 0
+    if product == "head":
+        chosen = head or layers
+        return chosen if has_super_blocks or chosen != "Q6K" else "Int8<32>"
+    if name != "gguf-q4_k_m":
+        return layers
+    more = sizes.n_layers // 8
+    is_finer = layer < more or layer >= 7 * sizes.n_layers // 8 or (layer - more) % 3 == 2
+    if product == "projected" and not sizes.is_gated:
+        return "Q5K" if has_super_blocks else "Linear5<1>"
+    if product == "down" and is_finer:
+        return "Q6K" if has_super_blocks else "Int8<32>"
+    return "Q4K" if has_super_blocks else "Linear5<0>"
+
+
+def random_matrix(layout: str, n_rows: int, n_columns: int, device: str = "cuda") -> DeviceMatrix:
+    """Return random weights of about 0.02."""
+    shape = (n_rows, n_columns)
+
+    def random_bytes(n: int) -> torch.Tensor:
+        return torch.randint(0, 256, (n_rows, n), dtype=torch.uint8, device=device)
+
+    def scales(n: int, size: float) -> torch.Tensor:
+        return torch.rand(n_rows, n, device=device).mul_(size).half()
+
+    if layout == "Plain":
+        weight = torch.empty(shape, dtype=torch.float16, device=device).normal_(0, 0.02)
+        return DeviceMatrix(layout, shape, weight.view(torch.uint8))
+    if layout == "Int8<0>":
+        return DeviceMatrix(layout, shape, random_bytes(n_columns), row_scales=scales(1, 5e-4)[:, 0].float())
+    if layout == "Int8<32>":
+        return DeviceMatrix(layout, shape, random_bytes(n_columns), scales(n_columns // 32, 5e-4))
+    if layout == "Table4":
+        values = torch.tensor(IQ4_VALUES, device=device)
+        return DeviceMatrix(
+            layout, shape, random_bytes(n_columns // 2), scales(n_columns // 32, 0.07), values=values
+        )
+    if layout == "Linear4":
+        return DeviceMatrix(layout, shape, random_bytes(n_columns // 2), scales(n_columns // 32, 8e-3))
+    if layout == "Linear2<64,1>":
+        n_groups = -(-n_columns // 64)
+        return DeviceMatrix(layout, shape, random_bytes(n_groups * 16), scales(n_groups, 0.05))
+    if layout in ("Linear5<0>", "Linear5<1>"):
+        n_halves = 3 if layout == "Linear5<0>" else 4
+        rest = random_bytes(n_columns // 32 * n_halves * 2).view(torch.float16)
+        rest[:, ::n_halves] = 2e-3
+        if n_halves == 4:
+            rest[:, 1::4] = -0.03
+        return DeviceMatrix(layout, shape, random_bytes(n_columns // 2), rest)
+    n_blocks = n_columns // 256
+    if layout in ("Q4K", "Q5K"):
+        codes = random_bytes(n_blocks * (144 if layout == "Q4K" else 176))
+        small = torch.tensor([1e-4, 2e-4], dtype=torch.float16, device=device).view(torch.uint8)
+        codes.view(n_rows, n_blocks, -1)[..., :4] = small
+        return DeviceMatrix(layout, shape, codes)
+    assert layout == "Q6K", layout
+    rest = random_bytes(n_blocks * 18).view(torch.float16)
+    rest[:, 8::9] = 2e-5
+    return DeviceMatrix(layout, shape, random_bytes(n_blocks * 192), rest)
+
+
+def random_model(sizes: Sizes, name: str, n_ctx: int, device: str = "cuda") -> Model:
+    """Return a model of these sizes in a format of FORMATS."""
+
+    def norm() -> Norm:
+        weight = torch.ones(sizes.n_embd, device=device)
+        bias = None if sizes.is_gated else torch.zeros(sizes.n_embd, device=device)
+        return Norm("rms" if sizes.is_gated else "layer", weight, bias, 1e-5)
+
+    def projection(product: str, layer: int) -> Projection:
+        rows, columns = next((n, k) for found, n, k, _ in sizes.products() if found == product)
+        bias = None if sizes.is_gated else torch.zeros(rows, device=device)
+        return Projection(
+            (random_matrix(layout_of(sizes, name, product, layer), rows, columns, device),), bias
+        )
+
+    layers = tuple(
+        Layer(
+            norm(),
+            projection("projected", i),
+            projection("output", i),
+            norm(),
+            projection("up", i),
+            projection("down", i),
+        )
+        for i in range(sizes.n_layers)
+    )
+    head = random_matrix(layout_of(sizes, name, "head", 0), sizes.n_vocab, sizes.n_embd, device)
+    rotations = positions = None
+    if sizes.is_gated:
+        half = sizes.head_dim // 2
+        angles = torch.arange(n_ctx, device=device)[:, None] * 500000.0 ** (
+            -torch.arange(half, device=device) / half
+        )
+        rotations = torch.stack([angles.cos(), angles.sin()], -1).contiguous()
+    else:
+        positions = torch.randn(n_ctx, sizes.n_embd, device=device) * 0.02
+    heads = Heads(sizes.n_heads, sizes.n_kv_heads, sizes.head_dim, sizes.head_dim**-0.5, rotations)
+    return Model(head, positions, layers, norm(), head, heads, sizes.is_gated, torch.float16)
