@@ -47,7 +47,7 @@ _ADVICE = "`ggtool generate` continues plain text without it"
 
 
 class ChatTemplate:
-    """A compiled template of one model; ArtifactError when the source is no template."""
+    """A compiled template of one model; ArtifactError when the source does not compile."""
 
     def __init__(self, source: str, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary

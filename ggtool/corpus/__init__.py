@@ -52,7 +52,7 @@ def load_text(
         return load_named(corpus.lower(), samples)
     path = Path(corpus).expanduser()
     if not path.is_file():
-        raise UsageError(f"there is no file {corpus}, and no corpus of that name; known: {', '.join(NAMED)}.")
+        raise UsageError(f"no file or named corpus {corpus!r}; named corpora: {', '.join(NAMED)}.")
     return read_file(path, column, samples)
 
 

@@ -95,10 +95,10 @@ def _json_rows(path: Path, column: str) -> Iterator[str]:
             try:
                 row = json.loads(line)
             except ValueError as error:  # UnicodeDecodeError is one too
-                raise UsageError(f"{path}, line {number}: this is no JSON: {error}.") from None
+                raise UsageError(f"{path}, line {number}: not valid JSON: {error}.") from None
             if not isinstance(row, dict):
                 raise UsageError(
-                    f'{path}, line {number}: an object such as {{"{column}": "…"}} belongs here.'
+                    f'{path}, line {number}: an object such as {{"{column}": "…"}} is expected here.'
                 )
             yield _checked(row.get(column), f"{path}, line {number}", column, row)
 
@@ -118,7 +118,7 @@ def _parquet_rows(path: Path, column: str) -> Iterator[str]:
                     yield _checked(value, f"{path}, row {number}", column, names)
                 done += batch.num_rows
     except pyarrow.ArrowException as error:
-        raise UsageError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}.") from None
+        raise UsageError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}.") from None
 
 
 def _checked(value: object, where: str, column: str, names: Iterable[str]) -> str:
@@ -126,7 +126,7 @@ def _checked(value: object, where: str, column: str, names: Iterable[str]) -> st
         return value
     if column not in names:
         raise UsageError(_no_column(where, column, names))
-    raise UsageError(f"{where}: {column!r} holds no text but {json.dumps(value, default=str)[:40]}.")
+    raise UsageError(f"{where}: {column!r} is not text but {json.dumps(value, default=str)[:40]}.")
 
 
 def _no_column(where: str, column: str, names: Iterable[str]) -> str:

@@ -80,7 +80,7 @@ def detokenize(ids: Sequence[int], source: ModelSource) -> str:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json that gives a text all of its ids, and always the same; SourceError if it is none.
+    """Load a tokenizer.json that gives a text all of its ids, and always the same; SourceError if it cannot be read.
 
     A file may hold what its last user had set: a length to cut texts to, one to pad them to, merges left out by chance.
     """
@@ -89,7 +89,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
-        raise SourceError(f"{path} is no tokenizer: {error}") from None
+        raise SourceError(f"{path} cannot be read as a tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):

@@ -269,7 +269,7 @@ def test_a_name_is_not_made_of_the_pieces_that_it_is_merged_of(pieces, tmp_path)
     data["added_tokens"].append({**data["added_tokens"][0], "id": N_VOCAB, "content": left + right})
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     vocabulary = read_vocabulary(tmp_path, {}, N_VOCAB + 1)
-    assert any("even where special tokens are not to be read" in note for note in vocabulary.notes)
+    assert any("even where special tokens are not parsed" in note for note in vocabulary.notes)
     write_vocabulary(vocabulary, tmp_path / "v.gguf")
     with open_vocabulary(tmp_path / "v.gguf") as opened:
         template = ChatTemplate("{{ messages[0].content }}", opened)

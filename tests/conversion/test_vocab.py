@@ -103,7 +103,7 @@ def test_what_goes_around_a_text_is_the_post_processors_word(folder: Path) -> No
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": "x", "b": 1, "ab": 2}, "merges": ["a b"]}}, "token id 'x'"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1, "b": 1, "ab": 2}, "merges": ["a b"]}}, "token id -1"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, "damaged merges"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]]}}, "what they make is no token"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]]}}, "their union is not in the vocabulary"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [7]}}, "damaged merges: '7'"),
         ("tokenizer.json", {"added_tokens": [{"id": 1}]}, "damaged added tokens"),
         ("tokenizer.json", {"added_tokens": [{"id": 512, "content": "x" * 3}]}, "token ids up to 512"),

@@ -96,7 +96,7 @@ def test_a_vocabulary_without_bytes_refuses_a_text_instead_of_ending_the_process
     vocab = {text: n for text, n in data["model"]["vocab"].items() if not text.startswith("<0x")}
     edit(tmp_path, vocab=vocab, byte_fallback=False)
     found = read_vocabulary(tmp_path, {}, N_VOCAB)
-    assert noted(found, "chat and generate refuse it")
+    assert noted(found, "chat and generate refuse such a text")
     with in_llama(found, tmp_path) as opened:
         assert opened.tokenize("the cat", add_special=True) == theirs(tmp_path, "the cat")
         assert opened.tokenize("<s>a", parse_special=True)[0] == 1, "names of tokens need no letters"
@@ -203,7 +203,7 @@ def test_a_token_that_takes_blanks_is_noted(flag: str, tmp_path: Path) -> None:
     ]
     edit(tmp_path, {"added_tokens": entries})
     found = read_vocabulary(tmp_path, {}, 513)
-    assert noted(found, "the token '<x>' takes the blanks beside it or stands alone only")
+    assert noted(found, "the token '<x>' strips white space around it or matches whole words only")
     text = "a<x> b" if flag == "single_word" else "a <x> b"
     with in_llama(found, tmp_path) as opened:
         assert opened.tokenize(text) != theirs(tmp_path, text)

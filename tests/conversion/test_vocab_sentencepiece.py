@@ -158,12 +158,12 @@ def test_a_name_that_begins_texts_is_contradicted_where_the_tokenizer_does_not(t
 
 
 BROKEN = {
-    "another kind": ("tokenizer.model", model_proto(PIECES, model_type=1), "is no BPE model"),
+    "another kind": ("tokenizer.model", model_proto(PIECES, model_type=1), "is not a BPE model"),
     "a wrong id": ("added_tokens.json", b'{"<x>": -1}', "is damaged: it gives a token no id"),
     "beyond the embedding": ("added_tokens.json", b'{"<x>": 512}', "token ids up to 512, and the model embeds only 512"),
     "a damaged decoder": ("tokenizer_config.json", b'{"added_tokens_decoder": {"a": 1}}', "damaged added_tokens_decoder"),
-    "a page": ("tokenizer.model", b"<html>", "is no SentencePiece model"),
-    "score cut short": ("tokenizer.model", b"\x0a\x04\x15" + struct.pack("<f", 1)[:3], "is no SentencePiece model"),
+    "a page": ("tokenizer.model", b"<html>", "is not a SentencePiece model"),
+    "score cut short": ("tokenizer.model", b"\x0a\x04\x15" + struct.pack("<f", 1)[:3], "is not a SentencePiece model"),
 }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_one_line(case: str, tmp_path: Path) -> None:
         ({"vocab": []}, "has no vocabulary"),
         ({"vocab": {"a": 0, "b": 0}}, "one id to two tokens"),
         ({"vocab": {"a": 9999}}, "token ids up to 9999"),
-        ({"vocab": {"a": 0}}, "what they make is no token"),
+        ({"vocab": {"a": 0}}, "their union is not in the vocabulary"),
     ],
 )
 def test_a_json_that_does_not_fit_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

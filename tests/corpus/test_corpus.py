@@ -162,16 +162,16 @@ def test_samples_of_a_text_are_its_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: this is no JSON"),
-        ("a.jsonl", b'{"text": "x"}\n\xff\n', "a.jsonl, line 2: this is no JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\xff\n', "a.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'"x"\n', "a.jsonl, line 1: an object such as"),
         (
             "a.jsonl",
             b'{"text": "x"}\n{"body": "y"}\n',
             "a.jsonl, line 2: there is no 'text', but body; name one",
         ),
-        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: 'text' holds no text but 5"),
-        ("a.parquet", b"PAR1 and no more", "a.parquet is no readable Parquet file"),
+        ("a.jsonl", b'{"text": 5}\n', "a.jsonl, line 1: 'text' is not text but 5"),
+        ("a.parquet", b"PAR1 and no more", "a.parquet cannot be read as Parquet"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -190,7 +190,7 @@ def test_a_parquet_without_the_column_says_what_it_has(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x", None]}), path)
     with pytest.raises(UsageError, match="there is no 'text', but body; name one with --text-column"):
         load_text(str(path), None, quiet)
-    with pytest.raises(UsageError, match="row 2: 'body' holds no text but null"):
+    with pytest.raises(UsageError, match="row 2: 'body' is not text but null"):
         load_text(str(path), None, quiet, column="body")
 
 

@@ -233,7 +233,7 @@ def _pieces(
     if not tokenizer.data:
         assert model is not None
         if model.model_type != proto.BPE:
-            raise SourceError(f"{path} is no BPE model but one that llama.cpp would split otherwise.")
+            raise SourceError(f"{path} is not a BPE model; llama.cpp would split it differently.")
         vocab = {text: number for number, text in enumerate(model.texts)}
         added = with_named([], named, vocab, n_vocab)
         tokens = sentencepiece.from_model_file(path, model, added, described, n_vocab, by_looks=by_looks)

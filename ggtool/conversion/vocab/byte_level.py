@@ -83,7 +83,7 @@ def from_tokenizer_json(tokenizer: TokenizerJson, settings: Mapping[str, Any], n
         merges[merge] = None
         if not (left in vocab and right in vocab and left + right in vocab):
             raise SourceError(
-                f"{path} merges {left!r} and {right!r}, and one of the two or what they make is no token."
+                f"{path} merges {left!r} and {right!r}, but one of them or their union is not in the vocabulary."
             )
     added = with_named(read_added_tokens(tokenizer), read_named_tokens(path.parent, settings), vocab, n_vocab)
     pre = find_pre_tokenizer(tokenizer)

@@ -82,12 +82,12 @@ def of_byte_pieces(tokens: Tokens, tokenizer: TokenizerJson) -> list[str]:
         return [
             f"the vocabulary has no token for the byte 0x{missing[0]:02X}"
             + (f" nor for {len(missing) - 1} others" if missing[1:] else "")
-            + ", so llama.cpp cannot read a text with a character that is no token: chat and generate refuse it, and "
-            "other programs may end without a word."
+            + ", so llama.cpp cannot tokenize a character that has no token: chat and generate refuse such a text, and "
+            "other programs may crash."
         ]
     if tokenizer.data and not tokenizer.model.get("byte_fallback"):
         return [
-            "a character that is no token becomes the unknown token in the tokenizer, and its bytes in llama.cpp."
+            "a character without a token becomes the unknown token in the tokenizer, and its bytes in llama.cpp."
         ]
     return []
 
@@ -164,7 +164,7 @@ def of_added_tokens(
     notes = [
         *_such_as(
             (token.content for token in kept if token.lstrip or token.rstrip or token.single_word),
-            "takes the blanks beside it or stands alone only (lstrip, rstrip, single_word), which llama.cpp does not know",
+            "strips white space around it or matches whole words only (lstrip, rstrip, single_word), which llama.cpp ignores",
         ),
         *_such_as(
             (
@@ -173,7 +173,7 @@ def of_added_tokens(
                 if token.normalized
                 and (prefixes or (form and not unicodedata.is_normalized(form, token.content)))
             ),
-            "is looked for in the normalized text, and by llama.cpp in the text as it is",
+            "is matched in the normalized text, and by llama.cpp in the raw text",
         ),
         *_such_as(
             (
@@ -181,7 +181,7 @@ def of_added_tokens(
                 for token in kept
                 if not token.special and tokens.types[token.id] == TokenType.CONTROL
             ),
-            "is a control token by its looks, so that llama.cpp does not find it where special tokens are not to be read",
+            "looks like a control token and is written as one, so llama.cpp does not match it unless special tokens are parsed",
         ),
     ]
     if tokenizer.data:
@@ -193,7 +193,7 @@ def of_added_tokens(
         )
         notes += _such_as(
             unlisted,
-            "is no added token in tokenizer.json, and llama.cpp finds it in text where special tokens are read",
+            "is not an added token in tokenizer.json, but llama.cpp matches it where special tokens are parsed",
         )
     listed = {
         str(entry.get("content")): entry.get("id") for entry in tokenizer.data.get("added_tokens") or []
@@ -213,7 +213,7 @@ def of_added_tokens(
     )
     notes += _such_as(
         spelled,
-        "is found by llama.cpp in text even where special tokens are not to be read, like any other word",
+        "is matched by llama.cpp even where special tokens are not parsed, like any other word",
     )
     if pair := next(_overlaps([(token.content, token.special) for token in kept]), None):
         notes.append(
@@ -234,20 +234,18 @@ def of_names(tokens: Tokens, special_ids: Mapping[str, int], defaults: Mapping[s
     ends = [text for text in plain if text in _END_NAMES]
     notes += _such_as(
         ends,
-        "is no special token here, and llama.cpp ends a generation at it and does not find it in text, by its name",
+        "is not special here, but llama.cpp ends a generation at it and does not match it in text, because of its name",
     )
     notes += _such_as(
         (text for text in plain if text not in _END_NAMES),
-        "is no special token here, and llama.cpp does not find it in text, by its name",
+        "is not special here, but llama.cpp does not match it in text, because of its name",
     )
     controls = (
         text
         for text, kind in zip(tokens.texts, tokens.types, strict=True)
         if kind == TokenType.CONTROL and text in _ALWAYS_READ
     )
-    notes += _such_as(
-        controls, "is found by llama.cpp in any text, even where special tokens are not to be read"
-    )
+    notes += _such_as(controls, "is always matched by llama.cpp, even where special tokens are not parsed")
     for kind, number in defaults.items():
         if kind not in special_ids and number < len(tokens.texts):
             notes.append(

@@ -178,7 +178,7 @@ def _unmerged(tokenizer: TokenizerJson) -> list[str]:
     try:
         model = BPE(dict(tokenizer.vocab), list(tokenizer.pairs()))
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception
-        raise SourceError(f"{tokenizer.path} is no tokenizer: {error}") from None
+        raise SourceError(f"{tokenizer.path} cannot be read as a tokenizer: {error}") from None
     return [text for text in tokenizer.vocab if len(text) > 1 and len(model.tokenize(text)) != 1]
 
 

@@ -73,7 +73,7 @@ def read_merges(tokenizer: TokenizerJson) -> Merges:
     for left, right in tokenizer.pairs():
         if not (left in vocab and right in vocab and left + right in vocab):
             raise SourceError(
-                f"{tokenizer.path} merges {left!r} and {right!r}, and one of the two or what they make is no token."
+                f"{tokenizer.path} merges {left!r} and {right!r}, but one of them or their union is not in the vocabulary."
             )
         keys.append(vocab[left] << 32 | vocab[right])
         made.append(vocab[left + right])
@@ -89,7 +89,7 @@ def read_merges(tokenizer: TokenizerJson) -> Merges:
 
 
 def _possible(vocab: Mapping[str, int]) -> Iterator[tuple[int, str, str]]:
-    """Yield all pairs that llama.cpp merges, with a number for each: tokens, or single characters that are none."""
+    """Yield every pair that llama.cpp would merge, with a key: two tokens, or single characters without a token."""
     find = vocab.get
     for text in vocab:
         for at in range(1, len(text)):

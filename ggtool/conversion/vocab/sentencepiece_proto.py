@@ -71,9 +71,11 @@ def read_model_file(path: Path) -> SentencePieceModel:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, IndexError, struct.error):
-        raise SourceError(f"{path} is no SentencePiece model, or it is damaged; get it again.") from None
+        raise SourceError(
+            f"{path} is not a SentencePiece model, or it is damaged; download it again."
+        ) from None
     if not texts:
-        raise SourceError(f"{path} is no SentencePiece model, or it is damaged; get it again.")
+        raise SourceError(f"{path} is not a SentencePiece model, or it is damaged; download it again.")
     rules = (name or "rules of its own") if has_rules else ""
     return SentencePieceModel(texts, scores, types, model_type, dummy_prefix, rules, removes_blanks)
 

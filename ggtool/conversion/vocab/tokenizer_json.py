@@ -71,13 +71,13 @@ class TokenizerJson:
                 whole = None
             if not isinstance(whole, str):
                 raise SourceError(
-                    f"{self.path} has damaged merges: {str(merge)[:60]!r} is no pair of tokens."
+                    f"{self.path} has damaged merges: {str(merge)[:60]!r} is not a pair of tokens."
                 )
             yield left, right
 
 
 def read_tokenizer_json(path: Path) -> TokenizerJson:
-    """Read the file, if there is one; SourceError when it is no JSON object."""
+    """Read the file, if there is one; SourceError when it is not a JSON object."""
     if not path.exists():
         return TokenizerJson(path, {}, {})
     try:
@@ -138,7 +138,7 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 def _pieces(data: mmap.mmap, key: re.Pattern[bytes]) -> Iterator[tuple[Any, int]]:
-    """Yield each parsed piece of a key's value, and where it ends; ValueError for what is no JSON."""
+    """Yield each parsed piece of a key's value, and where it ends; ValueError for invalid JSON."""
     match = key.search(data)
     assert match is not None
     start = match.end()
@@ -148,7 +148,7 @@ def _pieces(data: mmap.mmap, key: re.Pattern[bytes]) -> Iterator[tuple[Any, int]
         return
     size = _PIECE_BYTES
     while True:
-        # Inside a string it may look like a place to cut. What lies before is no JSON then, and the next is tried.
+        # A cut inside a string leaves invalid JSON before it; then the next candidate is tried.
         for cut, last in _cuts(data, start, size, kind):
             try:
                 piece = json.loads(opening + data[start:cut] + closing)

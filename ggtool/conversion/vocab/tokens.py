@@ -52,12 +52,12 @@ class Tokens:
         return [f"llama.cpp holds no NUL, so it never finds the token {text!r}." for text in cut[:1]]
 
     def check(self, numbers: Iterable[Any], where: str) -> None:
-        """Raise SourceError for a number that is no id, or one beyond the embedding."""
+        """Raise SourceError for something that is not a token id, or an id beyond the embedding."""
         check_ids(numbers, where, len(self.texts))
 
 
 def check_ids(numbers: Iterable[Any], where: str, n_vocab: int) -> None:
-    """Raise SourceError for a number that is no id, or one for which the model has no embedding."""
+    """Raise SourceError for something that is not a token id, or an id beyond the model's embedding."""
     last = -1
     for number in numbers:
         if type(number) is not int or number < 0:
@@ -68,7 +68,7 @@ def check_ids(numbers: Iterable[Any], where: str, n_vocab: int) -> None:
 
 
 def check_vocab(vocab: Mapping[str, Any], where: str, n_vocab: int) -> None:
-    """Raise SourceError for ids that are none, that two tokens share, or for which the model has no embedding."""
+    """Raise SourceError for invalid ids, ids that two tokens share, or ids beyond the model's embedding."""
     check_ids(vocab.values(), where, n_vocab)
     if len(set(vocab.values())) != len(vocab):
         raise SourceError(f"{where} gives one id to two tokens.")
