@@ -48,6 +48,7 @@ class IsolatedModel:
         self._path = path
         self._options = options
         self._numbers = itertools.count(1)
+        self._latest = 0
         self._facts: Message | None = None
         self._last: Message = {}
         self.stop_reason: StopReason | None = None
@@ -91,10 +92,12 @@ class IsolatedModel:
             while "end" not in (event := self._receive(number)):
                 self._last = event
                 yield event["token"]
+                if self._latest != number:
+                    raise RuntimeError("the model was asked something else before this generation ended")
             self.stop_reason = event["end"]
             finished = True
         finally:
-            if not finished and self._child is not None:
+            if not finished and self._child is not None and self._latest == number:
                 self._child.send({"stop": number})
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +126,7 @@ class IsolatedModel:
             self._start()
         _ = self.facts  # a model that does not load says why, not what was asked of it
         assert self._child is not None
-        number = next(self._numbers)
+        self._latest = number = next(self._numbers)
         self._child.send({"number": number, **request})
         return number
 
@@ -142,7 +145,7 @@ class IsolatedModel:
         ended, said = child.ending(), child.cause_of_death()
         self.close()
         advice = _ADVICE.get(str(ended), _TEST_IT)
-        return CrashError(f"{self._path.name} cannot be run on: {said.rstrip('.')}; {advice}.")
+        return CrashError(f"{self._path.name} stopped running: {said.rstrip('.')}; {advice}.")
 
 
 class IsolatedVocabulary:

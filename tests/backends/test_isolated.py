@@ -97,6 +97,15 @@ def test_a_generation_given_up_ends_at_once_and_leaves_nothing_to_the_next(there
     assert time.monotonic() - started < 5
 
 
+def test_a_generation_that_another_request_ended_says_so(there) -> None:
+    endless = dataclasses.replace(PARAMS, n_predict=100_000, ignore_eos=True)
+    generation = there.generate([1], endless)
+    next(generation)
+    assert there.vocabulary.tokenize("Paris")
+    with pytest.raises(RuntimeError, match="asked something else"):
+        list(generation)
+
+
 def test_a_long_prompt_can_be_given_up_while_it_is_read(path) -> None:
     with closing(LlamaCppBackend(None, path, LoadOptions(0, 1))) as backend:
         asked = []
