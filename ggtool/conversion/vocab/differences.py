@@ -6,6 +6,7 @@ concerned. llama.cpp's side is src/llama-vocab.cpp at the commit of vendor/llama
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -44,6 +45,8 @@ _ALWAYS_READ = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrai
 # Bytes that no UTF-8 text has.
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}
 _LONGEST_LOOKED_AT = 200
+# What llama.cpp's ways of splitting leave whole: letters with a sign in front, digits, signs.
+_ONE_WORD = re.compile(r"[^\w\s]?[^\W\d_]+|\d+|[^\w\s]+")
 
 
 def of_splitting(pre: PreTokenizer, form: Form | None) -> list[str]:
@@ -209,7 +212,7 @@ def of_added_tokens(
     spelled = (
         text
         for text in outside
-        if (words and text.isalnum()) or (joined and _is_joined(text, tokenizer.vocab))
+        if (words and _ONE_WORD.fullmatch(text)) or (joined and _is_joined(text, tokenizer.vocab))
     )
     notes += _such_as(
         spelled,

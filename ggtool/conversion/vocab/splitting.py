@@ -84,7 +84,7 @@ def read_way(tokenizer: TokenizerJson) -> SentencePieceWay:
             prefix = "each"
         elif _is_escape(step):
             escaped = True
-        elif step.get("type") in get_args(Form):
+        elif step.get("type") in ("NFC", "NFD") or (step.get("type") in ("NFKC", "NFKD") and not escaped):
             forms.append(step)
         else:
             raise SourceError(
