@@ -159,6 +159,7 @@ def test_a_full_queue_is_429_and_the_rest_is_served(demo_gguf, tmp_path) -> None
         assert statuses == [200]
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_a_request(demo_gguf, tmp_path) -> None:
     options = [f"demo={demo_gguf}", "--threads", "1", "--slots", "1", "--deadline", "1"]
     with serving(tmp_path, options) as server:
@@ -180,6 +181,7 @@ def test_streams_end_when_the_server_is_told_to_stop(demo_gguf, tmp_path) -> Non
         assert eventually(lambda: not Path(f"/proc/{child}").exists(), 5)
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_no_model_behind(demo_gguf, tmp_path) -> None:
     with serving(tmp_path, [f"demo={demo_gguf}", "--threads", "1"]) as server:
         server.request("/v1/completions", {"prompt": "a", "max_tokens": 1})
@@ -189,6 +191,7 @@ def test_a_killed_server_leaves_no_model_behind(demo_gguf, tmp_path) -> None:
         assert eventually(lambda: not Path(f"/proc/{child}").exists(), 5)
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_model_leaves(demo_gguf, tmp_path) -> None:
     models = [f"{name}={demo_gguf}" for name in ("a", "b", "c")]
     with serving(tmp_path, [*models, "--threads", "1", "--memory-budget", "160MiB"]) as server:
@@ -202,6 +205,7 @@ def test_the_least_recently_used_model_leaves(demo_gguf, tmp_path) -> None:
         assert sum(one["memory_bytes"] for one in loaded.values()) < 160 << 20 or len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_the_budget_is_503(demo_gguf, tmp_path) -> None:
     with serving(tmp_path, [f"demo={demo_gguf}", "--memory-budget", "1MB"]) as server:
         status, error = server.request("/v1/completions", {"prompt": "x"})

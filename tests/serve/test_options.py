@@ -56,6 +56,7 @@ def write_adapter(path: Path, a: np.ndarray, b: np.ndarray, name: str, alpha: fl
     writer.close()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_the_model_it_was_merged_into(tmp_path) -> None:
     """A random adapter of the first layer's projection, against a checkpoint with the sum in its place."""
     source = bundled()
@@ -88,6 +89,7 @@ def test_an_adapter_is_the_model_it_was_merged_into(tmp_path) -> None:
     assert np.abs(found["adapted"] - found["merged"]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_model_is_said(demo_gguf, tmp_path) -> None:
     adapter = tmp_path / "other.gguf"
     ones = np.ones((4, 7), np.float32)

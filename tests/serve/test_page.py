@@ -61,6 +61,7 @@ def test_a_conversation(page, server) -> None:
     page.wait_until("document.querySelectorAll('.turn').length === 2")
 
 
+@pytest.mark.slow
 def test_regenerate_edit_export_and_new(page) -> None:
     say(page, "Where is Paris?", 1)
     before = page.evaluate("turns[0].answers[0].text")
@@ -141,6 +142,7 @@ def test_what_a_model_writes_is_text(page) -> None:
     assert page.evaluate("document.querySelector('#talk pre').textContent") == "<script>1</script>"
 
 
+@pytest.mark.slow
 def test_an_error_is_said(page) -> None:
     page.evaluate("settings.max_tokens = 10")
     page.evaluate("document.getElementById('entry').value = 'x '.repeat(3000)")
