@@ -20,7 +20,7 @@ import numpy as np
 
 from ggtool.errors import SourceError
 from ggtool.source.quantized.tensor import ComputedTensor, Floats, Numbers, computed, is_conv1d, take
-from ggtool.source.safetensors import FLOAT_TYPES, LazyTensor, open_checkpoint, widen
+from ggtool.source.safetensors import FLOAT_TYPES, LazyTensor, open_file, widen
 from ggtool.system.files import read_json
 
 ADAPTER_NAMES = CONFIG_NAME, WEIGHTS_NAME = ("adapter_config.json", "adapter_model.safetensors")
@@ -79,7 +79,7 @@ def read_adapter(folder: Path) -> Adapter:
             )
     if not (folder / WEIGHTS_NAME).exists():
         raise SourceError(f"{folder} has no {WEIGHTS_NAME}; save the adapter with safe_serialization.")
-    tensors = open_checkpoint(folder)
+    tensors = {tensor.name: tensor for tensor in open_file(folder / WEIGHTS_NAME)}
     pairs: dict[str, LoraPair] = {}
     for name, tensor in tensors.items():
         if not name.endswith((_A, _B)):

@@ -131,7 +131,7 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> dict[str, La
     """
     found: dict[str, LazyTensor] = {}
     for file in weight_files(folder, allow_pickle=allow_pickle):
-        for tensor in _open_pickle(file) if file.suffix == ".bin" else _open_file(file):
+        for tensor in _open_pickle(file) if file.suffix == ".bin" else open_file(file):
             if tensor.name in found:
                 raise SourceError(
                     f"tensor {tensor.name} is in {found[tensor.name].file.name} and in {file.name}."
@@ -223,7 +223,8 @@ def _indexed_files(index: Path) -> list[Path]:
     return files
 
 
-def _open_file(path: Path) -> list[LazyTensor]:
+def open_file(path: Path) -> list[LazyTensor]:
+    """Map every tensor of one safetensors file, by name; SourceError when its header lies."""
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
