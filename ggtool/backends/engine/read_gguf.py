@@ -49,7 +49,7 @@ class _File:
         """Return a tensor as float32, whatever its type."""
         info = self._info(name)
         wide = gguf.quants.dequantize(self._data(info), gguf.GGMLQuantizationType[info.type_name])
-        return torch.from_numpy(np.ascontiguousarray(wide, np.float32)).view(info.shape).to(self._device)
+        return torch.from_numpy(np.array(wide, np.float32)).view(info.shape).to(self._device)
 
     def maybe_floats(self, name: str) -> Tensor | None:
         return self.floats(name) if name in self._tensors else None
