@@ -76,7 +76,7 @@ def test_what_cannot_be_split_or_merged_is_one_line(model: Path, tmp_path: Path)
         split(model, out, max_tensors=10)
     with pytest.raises(OutputError, match="is one of the parts"):
         merge(parts[0], parts[1], force=True)
-    with pytest.raises(ArtifactError, match="open parts-00001-of-00003"):
+    with pytest.raises(ArtifactError, match="open the first, parts-00001-of-00003"):
         merge(parts[1], tmp_path / "merged.gguf")
     assert default_merged_path(parts[0]) == out
     with pytest.raises(UsageError, match="not named as a part"):

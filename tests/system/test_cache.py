@@ -90,7 +90,9 @@ def test_the_converter_that_is_borrowed_is_counted(
     monkeypatch.setenv("GGTOOL_LLAMA_CPP", str(llama_cpp))
     borrowed = shutil.copytree(tiny_gpt2, tmp_path / "borrowed")
     config = json.loads((borrowed / "config.json").read_text())
-    (borrowed / "config.json").write_text(json.dumps({**config, "architectures": ["FalconForCausalLM"]}))
+    (borrowed / "config.json").write_text(
+        json.dumps({**config, "model_type": "falcon", "architectures": ["FalconForCausalLM"]})
+    )
     own, kept = gguf_folder(from_folder(tiny_gpt2)), gguf_folder(from_folder(borrowed))
     (llama_cpp / "conversion" / "falcon.py").write_text("# another\n")
     vendored._sources_sha256.cache_clear()
