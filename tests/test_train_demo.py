@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tiny_models import TEXT
 
 from ggtool.source.resolve import from_folder
@@ -32,6 +33,7 @@ def start(folder: Path, tiny_gpt2: Path, text: Path, cache: Path) -> subprocess.
     )
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_where_an_undisturbed_one_does(tiny_gpt2: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("<|endoftext|>".join([TEXT] * 12))

@@ -115,7 +115,7 @@ def offline(tmp_path) -> dict[str, str]:
         (["convert", "--qtype", "q4_0", "--model", "no/such-model"], 1, "no/such-model is not a folder here"),
         (["convert", "--qtype", "q4_0", "--model", "a b c"], 1, "not a Hub repo id"),
         (["convert"], 2, "--qtype"),
-        (["eval", "--backend", "hf-fp32", "--corpus", "no.txt"], 2, "there is no file no.txt"),
+        (["eval", "--backend", "hf-fp32", "--corpus", "no.txt"], 2, "no file or named corpus 'no.txt'"),
     ],
 )
 def test_a_wrong_request_gets_one_line(arguments: list[str], code: int, says: str, tmp_path, offline) -> None:

@@ -362,7 +362,7 @@ def test_what_a_quantization_config_is_worth_is_said_by_the_tensors(family: Fami
     ):
         save_file({**weights, **extra}, folder / "model.safetensors")
         assert from_folder(folder).notes == ()
-        with pytest.raises(SourceError, match="quantized already"):
+        with pytest.raises(SourceError, match="is quantized"):
             to_gguf(folder)
 
 

@@ -41,7 +41,7 @@ def events(response: http.client.HTTPResponse) -> list[dict]:
     text = response.read().decode()
     response.close()
     response.connection.close()
-    return [json.loads(part[6:]) for part in text.split("\n\n") if part.startswith("data: {")]
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
 
 
 def test_a_client_that_goes_leaves_no_slot_busy(server) -> None:

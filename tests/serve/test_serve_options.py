@@ -112,7 +112,7 @@ def test_an_adapter_of_another_model_is_said(demo_gguf, tmp_path) -> None:
         (["{demo}", "--host", "256.1.1.1", "--i-know"], "cannot listen"),
         (["{demo}", "--kv-type", "q9"], "--kv-type q9 is none of"),
         (["{demo}", "--lora", "nothing.gguf"], "there is no file nothing.gguf"),
-        (["{demo}", "--memory-budget", "much"], "is no size"),
+        (["{demo}", "--memory-budget", "much"], "is not a size"),
         (["{demo}", "--chat-template", "nothing.jinja"], "cannot be read"),
         (["{folder}@gguf-q9"], "q9"),
         (["{folder}@scratch-gptq4"], "needs a calibration text"),

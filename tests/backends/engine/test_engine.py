@@ -89,6 +89,7 @@ def test_several_texts_give_what_each_gives_alone(n_texts: int, llama: Path, emu
         assert [row[text] for row in rows] == transformers_tokens(model, prompt, 6, [])
 
 
+@pytest.mark.slow
 def test_a_text_ends_at_its_end_and_at_the_end_of_the_context(gpt2: Path, emulated: EmulatedLauncher):
     engine = engine_of(lambda: load_packed(gpt2, Int8PerChannel(), "cpu"), emulated)
     tokens = list(engine.generate(PROMPT, GREEDY, []))
