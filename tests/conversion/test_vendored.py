@@ -280,6 +280,7 @@ def test_both_roads_lead_to_the_same_model(name: str, family: Callable[[str], Pa
         assert {key: value.value for key, value in values.items()} == {
             key: pytest.approx(value.value) if isinstance(value.value, float) else value.value
             for key, value in native.values.items()
+            if not key.startswith("ggtool.")  # what llama.cpp's converter has no key for
         }
     values, tensors = convert_to_floats(source, architecture, None, shapes_only=False)
     for ours, theirs in zip(native.tensors, tensors, strict=True):
