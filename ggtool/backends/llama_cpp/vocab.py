@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import ctypes
 import re
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
+from tokenizers import normalizers
 
 from ggtool.backends.llama_cpp.model import Pointer, open_model
 from ggtool.backends.spans import Marker, cut_at_markers, tokenize_inside
@@ -163,9 +163,14 @@ class Vocabulary:
         found = {chr(0xDC00 + int(match[1], 16)) for name in names if (match := _BYTE_TOKEN.fullmatch(name))}
         return frozenset(found.union(name for name in names if len(name) == 1))
 
+    @cached_property
+    def _normalizer(self) -> normalizers.Normalizer:
+        # Not Python's: the library's tables are of another version of Unicode, and its ids are those that count.
+        return getattr(normalizers, self._form)()  # type: ignore[no-any-return]
+
     def _prepared(self, text: str, *, parse_special: bool) -> str:
         """Return a text in the form of Unicode that the tokenizer wants; UsageError if the vocabulary cannot spell it."""
-        normal = self._form not in _FORMS or unicodedata.is_normalized(self._form, text)  # type: ignore[arg-type]
+        normal = self._form not in _FORMS or self._normalizer.normalize_str(text) == text
         if normal and not self._missing_bytes:
             return text
         done = []
@@ -182,7 +187,7 @@ class Vocabulary:
 
     def _normalized(self, text: str) -> str:
         if self._form in _FORMS:
-            text = unicodedata.normalize(self._form, text)  # type: ignore[arg-type]  # it is one of the four
+            text = self._normalizer.normalize_str(text)
         if self._missing_bytes:
             for character in dict.fromkeys(text.replace(" ", _SPACE)):
                 in_bytes = (chr(0xDC00 + byte) for byte in character.encode("utf-8", "replace"))

@@ -81,18 +81,20 @@ def of_byte_pieces(tokens: Tokens, tokenizer: TokenizerJson) -> list[str]:
     """Look for bytes without a token, in a SentencePiece vocabulary."""
     texts = set(tokens.texts)
     missing = [byte for byte in range(256) if byte not in _NEVER and f"<0x{byte:02X}>" not in texts]
+    notes = []
     if missing:
-        return [
+        notes.append(
             f"the vocabulary has no token for the byte 0x{missing[0]:02X}"
             + (f" nor for {len(missing) - 1} others" if missing[1:] else "")
             + ", so llama.cpp cannot tokenize a character that has no token: chat and generate refuse such a text, and "
             "other programs may crash."
-        ]
-    if tokenizer.data and not tokenizer.model.get("byte_fallback"):
-        return [
+        )
+    has_bytes = len(missing) < 256 - len(_NEVER)
+    if has_bytes and tokenizer.data and not tokenizer.model.get("byte_fallback"):
+        notes.append(
             "a character without a token becomes the unknown token in the tokenizer, and its bytes in llama.cpp."
-        ]
-    return []
+        )
+    return notes
 
 
 def of_prefix(way: SentencePieceWay, tokens: Tokens) -> list[str]:
@@ -177,6 +179,14 @@ def of_added_tokens(
                 and (prefixes or (form and not unicodedata.is_normalized(form, token.content)))
             ),
             "is matched in the normalized text, and by llama.cpp in the raw text",
+        ),
+        *_such_as(
+            (
+                token.content
+                for token in kept
+                if form and not token.normalized and not token.content.isascii()
+            ),
+            "is matched in the raw text, and by ggtool also in text that becomes it when it is normalized",
         ),
         *_such_as(
             (
