@@ -75,7 +75,7 @@ def hammer(server: Server, n: int, seed: int) -> None:
     dice = random.Random(seed)
     paths = list(POSTS)
     statuses = [check(server, path, breakages(path, dice)) for path in (dice.choice(paths) for _ in range(n))]
-    assert 0.5 < sum(status >= 400 for status in statuses) / n < 1  # both kinds were met
+    assert 0.3 < sum(status >= 400 for status in statuses) / n < 1  # both kinds were met
     assert server.request("/v1/completions", {"model": "demo", "prompt": "Hello", "max_tokens": 2})[0] == 200
     assert "Traceback" not in server.log.read_text()
 
