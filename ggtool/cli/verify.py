@@ -181,7 +181,7 @@ def _report(file: Path, found: list[Finding], numbers: dict[str, Any], *, as_jso
         print(json.dumps(plain, indent=1, ensure_ascii=False))
         raise typer.Exit(1 if errors else 0)
     from ggtool.cli.console import stdout
-    from ggtool.cli.inspect import one_line
+    from ggtool.inspection.words import one_line
 
     out = stdout()
     for one in found:

@@ -23,6 +23,7 @@ from ggtool.inspection.hexwalk import BlockView, read_block
 from ggtool.inspection.opened import WITHOUT_FLOATS, Opened, Part
 from ggtool.inspection.probe import Answer
 from ggtool.inspection.statistics import TensorStatistics, measure_all
+from ggtool.inspection.words import size
 from ggtool.system.progress import Progress
 
 _PAGE = Path(__file__).parent / "page"
@@ -56,7 +57,7 @@ def make_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["size"] = _size
+    environment.filters["size"] = size
     data = {
         "file_bytes": model.parts[0].header.size,
         "data_offset": model.parts[0].header.data_offset,
@@ -150,10 +151,3 @@ def _keys(header: GGUFHeader) -> list[tuple[str, str, str]]:
             text = str(value)
         rows.append((key, type_name(header, key), text if len(text) <= 300 else text[:300] + "…"))
     return rows
-
-
-def _size(n_bytes: int) -> str:
-    for unit, power in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n_bytes >= power:
-            return f"{n_bytes / power:.2f} {unit}"
-    return f"{n_bytes} bytes"
