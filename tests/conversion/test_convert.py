@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from gguf_tools import llama_quantize, random_imatrix, tensor_bytes
 from safetensors.numpy import load_file, save_file
+from tiny_gguf import CHATML
 from tiny_models import END_OF_TEXT, N_CTX, N_EMBD, N_LAYER, N_VOCAB, TEXT, build_tiny_gpt2
 
 from ggtool.conversion.convert import Converted, convert, default_path, plan
@@ -20,6 +21,8 @@ from ggtool.conversion.options import Options
 from ggtool.formats import dense_qtypes, find_qtype
 from ggtool.gguf.header import ArrayRef, read_header
 from ggtool.gguf.model import open_artifact
+from ggtool.publish.modelfile import write_modelfile
+from ggtool.source.chat_template import default_chat_template
 from ggtool.source.resolve import ModelSource, from_folder
 
 WITHOUT_USE = {"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
@@ -362,6 +365,26 @@ def test_a_chat_template_is_carried_over(place: str, tiny_gpt2: Path, tmp_path: 
     else:
         (folder / place).write_text(template)
     assert read_header(run(folder, tmp_path, "q8_0")[0].path).metadata["tokenizer.chat_template"] == template
+
+
+def test_one_template_decides_for_file_chat_and_modelfile(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """Where a checkpoint has two, each reader takes the one that transformers takes."""
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "two")
+    edit_json(
+        folder / "tokenizer_config.json",
+        chat_template="{% for m in messages %}OLD {{ m.role }}: {{ m.content }}\n{% endfor %}OLD assistant: ",
+    )
+    (folder / "chat_template.jinja").write_text(CHATML)
+    header = read_header(run(folder, tmp_path, "q8_0")[0].path)
+    wanted = AutoTokenizer.from_pretrained(folder).chat_template
+    assert wanted == CHATML
+    assert header.metadata["tokenizer.chat_template"] == wanted
+    assert default_chat_template(folder) == wanted
+    modelfile = write_modelfile(header, "model.gguf")
+    assert "<|im_start|>" in modelfile
+    assert "OLD" not in modelfile
 
 
 def test_several_chat_templates_come_in_one_order(tiny_gpt2: Path, tmp_path: Path) -> None:
