@@ -5,7 +5,6 @@ What this module offers:
     read_header(path)           a GGUFHeader, or MalformedError for the first thing that is wrong
     examine_header(path)        the same, but what is wrong with keys, names and layout is listed in `problems`
     examine_source(source, path) the same of any ByteSource (bytes in memory, a server)
-    trace_source(source, path)  the same with a Region for every number, text and array of the header
     header.metadata[key]        scalars and strings; an ArrayRef for an array
     header.array(key)           the elements of an array
     header.spans[key]           where the pair is: start, start of the value, end
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ggtool.errors import ArtifactError
 from ggtool.formats import qtypes
@@ -38,10 +37,7 @@ from ggtool.gguf.tensor_types import (
     STRING,
     TENSOR_TYPES,
     UINT32,
-    VALUE_TYPE_NAMES,
 )
-
-T = TypeVar("T")
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -53,9 +49,6 @@ _MAX_NAME_BYTES, _MAX_STRING_BYTES = 65_535, 1 << 24
 _MAX_DIMS, _MAX_ALIGNMENT, _MAX_PARTS = 4, 1 << 20, 65_535
 # What llama.cpp holds of a tensor's name, with a NUL (GGML_MAX_NAME).
 _MAX_TENSOR_NAME_BYTES = 64
-
-# Of a text in a trace.
-_TRACED_CHARS = 72
 
 # Names of general.file_type that ggtool reads and does not make.
 _OTHER_FILE_TYPES: Mapping[int, str] = MappingProxyType({39: "NVFP4", 1024: "GUESSED"})
@@ -71,15 +64,6 @@ class Span(NamedTuple):
     start: int
     value: int
     end: int
-
-
-class Region(NamedTuple):
-    """Bytes of a header that belong together: first byte, end, what they are, and what they say."""
-
-    start: int
-    end: int
-    what: str
-    value: str
 
 
 @dataclass(frozen=True)
@@ -210,31 +194,21 @@ def examine_header(path: Path) -> GGUFHeader:
 
 def examine_source(source: ByteSource, path: Path, *, keep_arrays: bool = False) -> GGUFHeader:
     """Read a header from any source; `path` names it in messages. With `keep_arrays` arrays are copied out of it."""
-    return _Reader(source, path).header(keep_arrays=keep_arrays)
-
-
-def trace_source(
-    source: ByteSource, path: Path
-) -> tuple[GGUFHeader | None, list[Region], MalformedError | None]:
-    """Read a header and say what each of its bytes is, in order, up to where it cannot be read further.
-
-    The header is None, and the error is given, where it cannot be read to its end.
-    """
-    reader = _Tracer(source, path)
-    try:
-        return reader.header(keep_arrays=False), reader.regions, None
-    except MalformedError as error:
-        return None, reader.regions, error
+    return Reader(source, path).header(keep_arrays=keep_arrays)
 
 
 def _malformed(path: Path, problem: Problem) -> MalformedError:
     return MalformedError(f"{path} cannot be used: {problem.message}.", problem.code)
 
 
-class _Reader:
-    """One pass over the bytes; `position` never moves past what was checked to be there."""
+class Reader:
+    """One pass over the bytes; `position` never moves past what was checked to be there.
+
+    Each method reads what it is named after and raises MalformedError where the bytes do not hold it.
+    """
 
     def __init__(self, source: ByteSource, path: Path) -> None:
+        """Stand at the first byte of `source`; `path` names it in messages."""
         self.path, self.source, self.data, self.size = path, source, source.data, source.size
         self.position = 0
         self.strings_left = _MAX_ALL_STRINGS
@@ -245,6 +219,7 @@ class _Reader:
         self.width = 8  # bytes of a length or a count; 4 in version 1
 
     def header(self, *, keep_arrays: bool) -> GGUFHeader:
+        """Read it all; with `keep_arrays` arrays are copied out of the source."""
         version = self.start()
         n_tensors, n_keys = self.length("the number of tensors"), self.length("the number of keys")
         # A tensor's entry takes at least 32 bytes (24 in version 1), a key-value pair 13 (9).
@@ -278,6 +253,7 @@ class _Reader:
         )
 
     def start(self) -> int:
+        """Read magic and version; return the version."""
         head_bytes = min(kinds.HEAD_BYTES, self.size)
         self.source.need(head_bytes)
         head = bytes(self.data[:head_bytes])
@@ -303,6 +279,7 @@ class _Reader:
         return version
 
     def pair(self) -> None:
+        """Read one key-value pair into `metadata`, `types` and `spans`."""
         start = self.position
         key = self.string("a key's name", _MAX_NAME_BYTES)
         kind, value_start = self.u32(f"the value type of {key!r}"), self.position
@@ -323,12 +300,14 @@ class _Reader:
         self.spans[key] = Span(start, value_start, self.position)
 
     def scalar(self, kind: int, key: str) -> Any:
+        """Read one value of a type that GGUF numbers `kind`."""
         start = self.skip(_SIZES[kind], f"the value of {key!r}")
         if SCALARS[kind][1] == "?" and self.data[start] > 1:
             self.note("bool-value", f"{key!r} is {self.data[start]}, which is neither true (1) nor false (0)")
         return _STRUCTS[kind].unpack_from(self.data, start)[0]
 
     def array(self, key: str) -> ArrayRef:
+        """Pass over one array; return where it is."""
         kind, length = self.u32(f"the element type of {key!r}"), self.length(f"the length of {key!r}")
         if kind == ARRAY:
             raise self.broken("nested-array", f"{key!r} is an array of arrays, which llama.cpp does not read")
@@ -358,6 +337,7 @@ class _Reader:
         return ArrayRef(kind, length, start, self.position - start)
 
     def alignment(self) -> int:
+        """Return general.alignment, or the default where it is none that may be."""
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         is_number = type(alignment) is int and 0 < alignment <= _MAX_ALIGNMENT
         if is_number and not alignment & (alignment - 1):
@@ -370,6 +350,7 @@ class _Reader:
         return DEFAULT_ALIGNMENT
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int, tuple[int, int]]:
+        """Read one entry: name, shape as numpy has it, type, offset within the data, span of the entry."""
         start = self.position
         name = self.string("a tensor's name", _MAX_NAME_BYTES)
         if self.position - start - self.width >= _MAX_TENSOR_NAME_BYTES:
@@ -436,6 +417,7 @@ class _Reader:
         return tuple(tensors)
 
     def check_count(self, count: int, most: int, least_bytes: int, what: str) -> None:
+        """Refuse a count that exceeds `most`, or what the remaining bytes can hold at `least_bytes` each."""
         if count > min(most, (self.size - self.position) // least_bytes):
             raise self.broken(
                 f"too-many-{what}",
@@ -443,6 +425,7 @@ class _Reader:
             )
 
     def string(self, what: str, most: int) -> str:
+        """Read a text of at most `most` bytes."""
         n_bytes = self.length(f"the length of {what}")
         if n_bytes > most:
             raise self.broken("string-length", f"{what} claims {n_bytes} bytes")
@@ -450,13 +433,16 @@ class _Reader:
         return bytes(self.data[start : self.position]).decode("utf-8", errors="replace")
 
     def length(self, what: str) -> int:
+        """Read a length or a count, in the version's width."""
         return self.u32(what) if self.width == 4 else self.u64(what)
 
     def u32(self, what: str) -> int:
+        """Read 4 bytes as an unsigned number."""
         start = self.skip(4, what)
         return int(_U32.unpack_from(self.data, start)[0])
 
     def u64(self, what: str) -> int:
+        """Read 8 bytes as an unsigned number."""
         start = self.skip(8, what)
         return int(_U64.unpack_from(self.data, start)[0])
 
@@ -470,63 +456,12 @@ class _Reader:
         return start
 
     def note(self, code: str, message: str) -> None:
+        """Add to what is wrong without keeping the rest from being read."""
         self.problems.append(Problem(code, message))
 
     def broken(self, code: str, message: str) -> MalformedError:
+        """Return the error for what cannot be read further."""
         return _malformed(self.path, Problem(code, message))
-
-
-class _Tracer(_Reader):
-    """Notes every step of the pass."""
-
-    def __init__(self, source: ByteSource, path: Path) -> None:
-        super().__init__(source, path)
-        self.regions: list[Region] = []
-
-    def start(self) -> int:
-        version = super().start()
-        self.regions.insert(0, Region(0, len(MAGIC), "the magic number", repr(MAGIC.decode())))
-        return version
-
-    def skip(self, n_bytes: int, what: str) -> int:
-        start = super().skip(n_bytes, what)
-        if n_bytes:
-            self.regions.append(Region(start, self.position, what, ""))
-        return start
-
-    def u32(self, what: str) -> int:
-        value = super().u32(what)
-        if what.startswith("the tensor type"):
-            name = TENSOR_TYPES[value][0] if value in TENSOR_TYPES else ""
-        else:
-            name = VALUE_TYPE_NAMES.get(value, "") if " type of " in what else ""
-        return self._says(value, f"{value} ({name})" if name else str(value))
-
-    def u64(self, what: str) -> int:
-        value = super().u64(what)
-        return self._says(value, str(value))
-
-    def string(self, what: str, most: int) -> str:
-        text = super().string(what, most)
-        if text:
-            self._says(text, repr(text[:_TRACED_CHARS]) + ("…" if len(text) > _TRACED_CHARS else ""))
-        return text
-
-    def scalar(self, kind: int, key: str) -> Any:
-        value = super().scalar(kind, key)
-        return self._says(value, f"{value:.9g}" if isinstance(value, float) else str(value))
-
-    def array(self, key: str) -> ArrayRef:
-        ref = super().array(key)
-        if ref.type == STRING and ref.n_bytes:
-            self.regions.append(Region(ref.offset, self.position, f"the array {key!r}", ""))
-        if ref.n_bytes:
-            self._says(ref, f"{ref.length} x {VALUE_TYPE_NAMES[ref.type]}")
-        return ref
-
-    def _says(self, value: T, said: str) -> T:
-        self.regions[-1] = self.regions[-1]._replace(value=said)
-        return value
 
 
 def _origin(kind: int) -> str:

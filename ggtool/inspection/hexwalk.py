@@ -13,8 +13,9 @@ from ggtool.conversion.ggml import dequantize_rows
 from ggtool.errors import UsageError
 from ggtool.gguf.blocks import Block, fields, take_apart
 from ggtool.gguf.byte_source import open_file
-from ggtool.gguf.header import Region, TensorInfo, trace_source
+from ggtool.gguf.header import TensorInfo
 from ggtool.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
+from ggtool.gguf.trace import Region, trace_source
 from ggtool.inspection.opened import WITHOUT_FLOATS, Opened, Part
 
 # Of a long region only so many bytes are shown at its start.
