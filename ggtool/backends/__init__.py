@@ -6,7 +6,7 @@ RUNTIMES maps a runtime's name to its class, which is imported when a model is o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,8 @@ spin_briefly()  # before a runtime brings its OpenMP
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from ggtool.backends.branches import Branches
 
 Logits: TypeAlias = "npt.NDArray[np.float32]"  # a string: who only names a model need not wait for numpy
 Engine = Literal["auto", "ggtool", "eager"]
@@ -51,6 +53,8 @@ class LoadOptions:
     `ggtool.quantizers.selectors`; other formats have no choice of matrices.
     engine: what computes, of ENGINES: "ggtool" for ggtool's own kernels on a GPU, "eager" for the format's runtime
     (transformers or llama.cpp), "auto" for ggtool's where they serve a model that transformers would run.
+    exact: keys, values and attention in float32 where the runtime would round them (llama.cpp), so that a text's numbers depend
+    less on what is computed beside it.
     """
 
     n_ctx: int
@@ -59,6 +63,7 @@ class LoadOptions:
     components: str = "all"
     shares: bool = False
     engine: Engine = "auto"
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,14 @@ class Backend(Protocol):
 
         No more than a block is held where the runtime can compute one alone with the same numbers; a block may be a
         view that the next step overwrites.
+        """
+        ...
+
+    def branch_logits(self, items: Iterable[Branches]) -> Iterator[Logits]:
+        """Yield float32 logits (n, n_vocab) for each text of each item, in order: from its start to its last token.
+
+        A beginning that an item's texts share is computed once where the runtime can. An array may be a view that the
+        next step overwrites. The numbers are those of `logits`, to rounding.
         """
         ...
 

@@ -5,13 +5,14 @@ Where the kernels do not serve it stays what it was, unless the engine was asked
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
+from ggtool.backends.branches import Branches, one_by_one
 from ggtool.backends.engine.engine import Engine
 from ggtool.backends.engine.model import UnsupportedModelError
 from ggtool.backends.engine.read_modules import read_modules
@@ -86,6 +87,10 @@ class EngineBackend(HuggingFaceBackend):
         hidden = self._engine.hidden(self._checked(tokens))[start:]
         for at in range(0, len(hidden), n_rows):
             yield cast(Logits, self._engine.head(hidden[at : at + n_rows]).cpu().numpy())
+
+    def branch_logits(self, items: Iterable[Branches]) -> Iterator[Logits]:
+        """Yield the logits of texts that share a beginning; the engine computes each of them whole."""
+        return super().branch_logits(items) if self._engine is None else one_by_one(self, items)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], n_predict: int) -> Iterator[list[int]]:
         """Yield the likeliest next token of each prompt, step by step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, too_many_positions
+from ggtool.backends.branches import Branches, one_by_one
 from ggtool.backends.engine.backend import open_gpu
 from ggtool.backends.engine.engine import Engine
 from ggtool.backends.engine.model import UnsupportedModelError
@@ -69,6 +70,10 @@ class GgufEngineBackend:
         hidden = self._hidden(tokens, start)
         for at in range(0, len(hidden), n_rows):
             yield cast(Logits, self._opened.head(hidden[at : at + n_rows]).cpu().numpy())
+
+    def branch_logits(self, items: Iterable[Branches]) -> Iterator[Logits]:
+        """Yield the logits of texts that share a beginning, each of them computed whole."""
+        return one_by_one(self, items)
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         """Yield new token ids; afterwards `stop_reason` says why they ended. Raises as every backend does."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,9 @@ from ggtool.backends import (
     has_rotary_positions,
     too_many_positions,
 )
+from ggtool.backends.branches import PACK_TOKENS, Branches, one_by_one
 from ggtool.backends.huggingface.joined_cache import JoinedCache, can_be_joined, step_mask
+from ggtool.backends.huggingface.packing import Packing
 from ggtool.backends.huggingface.sampling import Sampler
 from ggtool.backends.huggingface.vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
@@ -129,6 +131,20 @@ class HuggingFaceBackend:
             if not is_finite(block):
                 self.logits(tokens, start)  # raises, and names the module
             yield cast(Logits, block.numpy())
+
+    def branch_logits(self, items: Iterable[Branches]) -> Iterator[Logits]:
+        """Yield the logits of texts that share a beginning, several items side by side in one computation.
+
+        Where the model has layers of other kinds or does not follow a mask (sliding windows, recurrent layers, ALiBi), each
+        text is computed whole. Raises what `logits` raises.
+        """
+        items = list(items)
+        for item in items:
+            for index, start in enumerate(item.starts):
+                self._check_positions(self._checked(item.text(index)), start)
+        if self._packing is None:
+            return one_by_one(self, items)
+        return self._packing.logits(items, max(PACK_TOKENS, self.n_ctx))
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         """Yield new token ids, each call with a KV cache of its own; afterwards `stop_reason` says why they ended.
@@ -262,6 +278,12 @@ class HuggingFaceBackend:
                 f"a token id is outside this model's vocabulary of {self.n_vocab}; tokenize the text with this model's tokenizer."
             )
         return tokens
+
+    @cached_property
+    def _packing(self) -> Packing | None:
+        """None where the model cannot be trusted with packs."""
+        packing = Packing(self._model, self._device, self.n_vocab)
+        return packing if packing.serves(self.new_cache()) else None
 
     @cached_property
     def _head_is_all(self) -> bool:

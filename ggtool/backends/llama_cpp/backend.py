@@ -7,7 +7,7 @@ llama_decode over the whole context; the library cuts it into pieces of n_ubatch
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, too_many_positions
+from ggtool.backends.branches import Branches, one_by_one
 from ggtool.backends.llama_cpp import log as llama_log
+from ggtool.backends.llama_cpp.branches import BranchContext
 from ggtool.backends.llama_cpp.context import N_UBATCH, decode, generate_together, open_context
 from ggtool.backends.llama_cpp.kv_cache import count_kv_cache
 from ggtool.backends.llama_cpp.model import describe_model, open_model, runtime_versions
@@ -54,6 +56,7 @@ class LlamaCppBackend:
         self.stop_reason: StopReason | None = None
         self._cached: list[int] = []  # the tokens whose keys and values the context holds
         self._options = options
+        self._branches: BranchContext | None = None  # opened when it is needed
         self._user = object()  # identifies the latest user of the context
         self.is_given_up: Callable[[], bool] = lambda: False
         self._cpus = FreeCpus(options.threads) if options.shares and options.device == "cpu" else None
@@ -106,6 +109,22 @@ class LlamaCppBackend:
                     filled = 0
         if filled:
             yield block[:filled]
+
+    def branch_logits(self, items: Iterable[Branches]) -> Iterator[Logits]:
+        """Yield the logits of texts that share a beginning, in a context of their own; raises what `logits` raises.
+
+        Models with recurrent layers, whose state cannot be shared, compute each text whole.
+        """
+        items = list(items)
+        for item in items:
+            for index, start in enumerate(item.starts):
+                self._check_positions(item.text(index), start)
+        if lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model):
+            return one_by_one(self, items)
+        if self._branches is None:
+            self._branches = BranchContext(self._model, self.n_ctx, self._options)
+            self._cleanup.callback(self._branches.close)
+        return self._branches.logits(items)
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         """Yield new token ids; afterwards `stop_reason` says why there are no more.

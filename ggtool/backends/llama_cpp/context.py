@@ -14,6 +14,7 @@ from ggtool.backends.llama_cpp import log as llama_log
 from ggtool.backends.llama_cpp.model import Pointer
 from ggtool.errors import MeasureError, UsageError
 
+_FLASH_ATTENTION_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED of llama.h: on a CPU it adds up values in float16
 N_UBATCH = 512  # tokens computed at once, llama.cpp's default
 
 _DECODE_ERRORS = {
@@ -49,16 +50,21 @@ def open_context(
     *,
     n_batch: int = 0,
     kv_type: str = "f16",
+    unified: bool = False,
 ) -> Pointer:
     """Open a context in which each of `n_sequences` has room for `n_ctx` tokens; free it with llama_free.
 
+    unified: they share room for `n_ctx` tokens instead, and a token may belong to several of them.
     n_batch: the most tokens of one decode; 0 is all of the context, so that one decode gives all logits in one array.
     Raises UsageError with llama.cpp's reason when it cannot be had.
     """
     params = lib.llama_context_default_params()
-    params.n_ctx = n_ctx * n_sequences
+    params.n_ctx = n_ctx if unified else n_ctx * n_sequences
+    params.kv_unified = unified
     params.n_batch = min(n_batch or params.n_ctx, params.n_ctx)
-    params.type_k = params.type_v = KV_TYPES[kv_type]
+    params.type_k = params.type_v = KV_TYPES["f32" if options.exact else kv_type]
+    if options.exact:
+        params.flash_attn_type = _FLASH_ATTENTION_OFF
     params.n_ubatch = min(params.n_ctx, N_UBATCH)
     params.n_seq_max = n_sequences
     params.n_threads = params.n_threads_batch = options.threads
