@@ -100,6 +100,48 @@ def test_bytes_that_are_no_body(server, data) -> None:
     assert check(server, "/v1/completions", data) == 400
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("repeat_penalty", 5e-324),
+        ("repeat_penalty", 0),
+        ("repeat_penalty", 1e300),
+        ("temperature", 101),
+        ("temperature", -1e-9),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("top_k", 2**31),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("logit_bias", {"5": 1e5}),
+        ("seed", 2**64),
+        ("n", 17),
+    ],
+)
+def test_sampling_values_out_of_range_are_named(server, field, value) -> None:
+    body = {**POSTS["/v1/chat/completions"], field: value}
+    status, answer = server.request("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"].split(".")[0]) == (400, field)
+    assert answer["error"]["message"].startswith(field)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"repeat_penalty": 0.01},
+        {"repeat_penalty": 100},
+        {"temperature": 5e-324},
+        {"temperature": 100, "top_k": 0, "top_p": 0},
+        {"min_p": 5e-324, "top_p": 5e-324, "top_k": 0},
+        {"logit_bias": {"5": 100, "6": -100}, "presence_penalty": -2, "frequency_penalty": 2},
+    ],
+)
+def test_sampling_values_at_their_limits_are_served(server, extreme) -> None:
+    body = {"model": "demo", "prompt": "The city of Paris " * 4, "max_tokens": 8, "ignore_eos": True}
+    status, answer = server.request("/v1/completions", {**body, **extreme})
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 8)
+
+
 def test_schemas_that_are_too_much(server) -> None:
     deep: dict = {"type": "object"}
     for _ in range(20):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggtool.serve.engine.requests import Sampling
+from ggtool.serve.engine.requests import RequestError, Sampling
 from ggtool.serve.engine.sampler import Sampler, _gumbel, _splitmix, largest
 
 
@@ -68,6 +68,23 @@ def test_a_grammar_and_a_bias_rule_tokens_out() -> None:
     allowed[[7, 9]] = True
     sampler = Sampler(Sampling(logit_bias={9: -100}, temperature=2), [0], [])
     assert {sampler.choose(values.copy(), allowed) for _ in range(50)} == {7}
+
+
+def test_any_temperature_above_zero_draws_from_the_softmax() -> None:
+    values = row(500)
+    for temperature in (5e-324, 1e-300, 1e-3):
+        sampler = Sampler(Sampling(temperature=temperature, seed=2), [0], [])
+        assert sampler.choose(values.copy(), None) == values.argmax()
+
+
+def test_when_no_token_is_left_the_request_is_told() -> None:
+    only = np.zeros(100, bool)
+    only[5] = True
+    for temperature in (0.0, 0.8):
+        sampler = Sampler(Sampling(temperature=temperature, ignore_eos=True), [0], [5])
+        with pytest.raises(RequestError, match="no token to choose") as refused:
+            sampler.choose(row(100), only)
+        assert refused.value.status == 400
 
 
 def test_small_changes_of_the_logits_seldom_change_the_text() -> None:

@@ -16,6 +16,7 @@ from ggtool.errors import MeasureError, UsageError
 
 _FLASH_ATTENTION_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED of llama.h: on a CPU it adds up values in float16
 N_UBATCH = 512  # tokens computed at once, llama.cpp's default
+_MOST_SCORES_BYTES = 512 << 20
 
 _DECODE_ERRORS = {
     1: "the KV cache has no room left",
@@ -51,11 +52,13 @@ def open_context(
     n_batch: int = 0,
     kv_type: str = "f16",
     unified: bool = False,
+    quick_steps: bool = False,
 ) -> Pointer:
     """Open a context in which each of `n_sequences` has room for `n_ctx` tokens; free it with llama_free.
 
     unified: they share room for `n_ctx` tokens instead, and a token may belong to several of them.
     n_batch: the most tokens of one decode; 0 is all of the context, so that one decode gives all logits in one array.
+    quick_steps: compute attention the way that is quicker for few tokens behind many, which rounds otherwise.
     Raises UsageError with llama.cpp's reason when it cannot be had.
     """
     params = lib.llama_context_default_params()
@@ -63,12 +66,12 @@ def open_context(
     params.kv_unified = unified
     params.n_batch = min(n_batch or params.n_ctx, params.n_ctx)
     params.type_k = params.type_v = KV_TYPES["f32" if options.exact else kv_type]
-    if options.exact:
-        params.flash_attn_type = _FLASH_ATTENTION_OFF
     params.n_ubatch = min(params.n_ctx, N_UBATCH)
     params.n_seq_max = n_sequences
     params.n_threads = params.n_threads_batch = options.threads
     params.offload_kqv = params.op_offload = options.device == "cuda"
+    if options.exact or (quick_steps and _plain_is_quicker(model, n_ctx, options, kv_type)):
+        params.flash_attn_type = _FLASH_ATTENTION_OFF
     llama_log.forget()
     context = lib.llama_init_from_model(model, params)
     if not context:
@@ -77,6 +80,18 @@ def open_context(
             f"a context of {params.n_ctx} tokens cannot be opened: {reason}; pass a smaller --n-ctx."
         )
     return context
+
+
+def _plain_is_quicker(model: Pointer, n_ctx: int, options: LoadOptions, kv_type: str) -> bool:
+    """Whether attention is computed as products of matrices, and not by llama.cpp's flash attention, its default.
+
+    On a CPU that is 2 to 4 times as quick for a few tokens behind some hundreds (docs/log.md has the table), but it
+    takes memory for the scores of all heads, and it cannot read values below 16 bits.
+    """
+    scores_bytes = 4 * lib.llama_model_n_head(model) * n_ctx * min(n_ctx, N_UBATCH)
+    return (
+        options.device != "cuda" and kv_type in ("f32", "f16", "bf16") and scores_bytes <= _MOST_SCORES_BYTES
+    )
 
 
 def decode(context: Pointer, batch: lib.llama_batch) -> None:

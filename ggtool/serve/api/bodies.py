@@ -38,6 +38,8 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_le
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+# Logits are divided by it: beyond these one division moves a token from certain to impossible, or to infinity.
+RepeatPenalty = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Body(BaseModel):
@@ -60,7 +62,7 @@ class SamplingBody(Body):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     min_p: Probability | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repeat_penalty: RepeatPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None

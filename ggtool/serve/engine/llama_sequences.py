@@ -6,7 +6,6 @@ text's numbers are does not depend on what else is served.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,10 +20,12 @@ from ggtool.backends import LoadOptions, Logits, too_many_positions
 from ggtool.backends.llama_cpp import log as llama_log
 from ggtool.backends.llama_cpp.context import N_UBATCH, decode, open_context
 from ggtool.backends.llama_cpp.kv_cache import count_kv_cache
-from ggtool.backends.llama_cpp.model import describe_model, open_model
+from ggtool.backends.llama_cpp.model import Pointer, describe_model, open_model
 from ggtool.backends.llama_cpp.vocab import Vocabulary
 from ggtool.errors import ArtifactError, MeasureError, UsageError
 from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
+from ggtool.serve.engine.llama_batch import Batch, logits_of
+from ggtool.serve.engine.llama_scoring import LlamaScoring, apply_lora
 from ggtool.serve.engine.requests import ModelJob, RequestError
 
 _POSITION_TABLE = "position_embd.weight"
@@ -53,7 +54,13 @@ class LlamaSequences:
             options = LoadOptions(self.n_ctx, job.threads, "cuda" if job.device == "cuda" else "cpu")
             self._n_batch = max(N_UBATCH, job.slots)
             self._context = open_context(
-                self._model, self.n_ctx, options, job.slots, n_batch=self._n_batch, kv_type=job.kv_type
+                self._model,
+                self.n_ctx,
+                options,
+                job.slots,
+                n_batch=self._n_batch,
+                kv_type=job.kv_type,
+                quick_steps=True,
             )
             stack.callback(lib.llama_free, self._context)
             self._memory = lib.llama_get_memory(self._context)
@@ -63,11 +70,14 @@ class LlamaSequences:
                 )
             n_cells = lib.llama_n_ctx(self._context)
             self._kv_cache_bytes = count_kv_cache(self._model, self._header, n_cells, llama_log.lines())
-            self._apply_lora(job.lora)
+            lora = self._load_lora(job.lora)
+            apply_lora(self._context, lora)
+            self._scoring = LlamaScoring(self._model, self.n_ctx, options, job.kv_type, lora)
+            stack.callback(self._scoring.close)
             self._cleanup = stack.pop_all()
         self._weights_bytes, self._n_params = artifact.weights_bytes, artifact.n_params
         self._lengths = [0] * job.slots
-        self._batch = _Batch(self._n_batch)
+        self._batch = Batch(self._n_batch)
 
     @property
     def chat_template(self) -> str | None:
@@ -102,15 +112,9 @@ class LlamaSequences:
         return list(self._rows(len(ids)))
 
     def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
-        """Yield logits in blocks, all but the last position's, in pieces that begin at multiples of 512.
-
-        That is what an evaluation computes, to the size of the last piece: other sizes round otherwise.
-        """
+        """Yield logits in blocks, all but the last position's, from a context of its own; the sequence stays empty."""
         assert self._lengths[sequence] == 0
-        for start in range(0, len(tokens) - 1, N_UBATCH):
-            piece = tokens[start : min(start + N_UBATCH, len(tokens) - 1)]
-            self._append(sequence, piece, n_logits=len(piece))
-            yield self._rows(len(piece))
+        return self._scoring.score(tokens)
 
     def length(self, sequence: int) -> int:
         """Return how many tokens a sequence holds."""
@@ -180,8 +184,7 @@ class LlamaSequences:
             raise RequestError(500, str(error)) from None
 
     def _rows(self, n: int) -> Logits:
-        rows: Logits = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (n, self.n_vocab))
-        return rows
+        return logits_of(self._context, n, self.n_vocab)
 
     def _choose_n_ctx(self, name: str, n_ctx: int) -> int:
         trained: int = lib.llama_model_n_ctx_train(self._model)
@@ -189,49 +192,13 @@ class LlamaSequences:
             raise too_many_positions(name, trained)
         return n_ctx or min(trained, LONGEST_DEFAULT_N_CTX)
 
-    def _apply_lora(self, adapters: Sequence[tuple[str, float]]) -> None:
-        if not adapters:
-            return
-        handles = []
-        for path, _ in adapters:
+    def _load_lora(self, adapters: Sequence[tuple[str, float]]) -> list[tuple[Pointer, float]]:
+        found = []
+        for path, scale in adapters:
             llama_log.forget()
             handle = lib.llama_adapter_lora_init(self._model, os.fsencode(path))
             if not handle:
                 reason = llama_log.first_error() or "llama.cpp gave no reason"
                 raise UsageError(f"--lora {path} does not fit this model: {reason}.")
-            handles.append(handle)
-        pointers = (lib.llama_adapter_lora_p_ctypes * len(handles))(*handles)
-        scales = (ctypes.c_float * len(handles))(*(scale for _, scale in adapters))
-        code = lib.llama_set_adapters_lora(self._context, pointers, len(handles), scales)
-        if code != 0:
-            raise UsageError(f"llama.cpp refused the adapters (code {code}).")
-
-
-class _Batch:
-    """A llama_batch whose arrays are numpy's, so that filling it for 512 tokens takes microseconds."""
-
-    def __init__(self, n: int) -> None:
-        self._tokens, self._positions = np.empty(n, np.int32), np.empty(n, np.int32)
-        self._sequences, self._flags = np.empty(n, np.int32), np.zeros(n, np.int8)
-        self._counts = np.ones(n, np.int32)
-        # An array of pointers, one to each token's sequence id.
-        self._pointers = self._sequences.ctypes.data + 4 * np.arange(n, dtype=np.uintp)
-        as_int32 = ctypes.POINTER(ctypes.c_int32)
-        self.batch = lib.llama_batch(
-            n_tokens=0,
-            token=self._tokens.ctypes.data_as(as_int32),
-            pos=self._positions.ctypes.data_as(as_int32),
-            n_seq_id=self._counts.ctypes.data_as(as_int32),
-            seq_id=self._pointers.ctypes.data_as(ctypes.POINTER(as_int32)),
-            logits=self._flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(
-        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], n_logits: int
-    ) -> None:
-        """Set the batch's tokens; the last `n_logits` of them give logits."""
-        n = len(tokens)
-        self._tokens[:n], self._positions[:n], self._sequences[:n] = tokens, positions, sequences
-        self._flags[:n] = 0
-        self._flags[n - n_logits : n] = 1
-        self.batch.n_tokens = n
+            found.append((handle, scale))
+        return found

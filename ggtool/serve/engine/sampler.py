@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from ggtool.backends import Logits
 from ggtool.backends.sampling import PENALTY_LAST_N
-from ggtool.serve.engine.requests import Sampling
+from ggtool.serve.engine.requests import RequestError, Sampling
 
 Ids = npt.NDArray[np.int64]
 
 # A token this many nats below the likeliest, after temperature, is not drawn: 1e-13 of its probability.
 _NEVER_DRAWN_NATS = 30.0
+_NOTHING_LEFT = "grammar, logit_bias and ignore_eos together leave no token to choose."
 _BLOCK = 64  # the largest of each block bounds the k-th largest from below
 
 
@@ -38,7 +39,10 @@ class Sampler:
         self._biased = (np.fromiter(bias, np.int64), np.fromiter(bias.values(), np.float32)) if bias else None
 
     def choose(self, row: Logits, allowed: npt.NDArray[np.bool_] | None) -> int:
-        """Return the next token id after logits `row` (n_vocab,), which it may change; `allowed` is the grammar's mask."""
+        """Return the next token id after logits `row` (n_vocab,), which it may change; `allowed` is the grammar's mask.
+
+        Raises RequestError 400 when what was asked for leaves no token.
+        """
         sampling = self._sampling
         if self._biased is not None:
             row[self._biased[0]] += self._biased[1]
@@ -47,7 +51,10 @@ class Sampler:
         if allowed is not None:
             row[~allowed] = -np.inf
         self._penalize(row)
-        token = int(row.argmax()) if sampling.temperature == 0 else self._draw(row)
+        best = int(row.argmax())  # of a row with a NaN, that
+        if not math.isfinite(row[best]):
+            raise RequestError(400, _NOTHING_LEFT)
+        token = best if sampling.temperature == 0 else self._draw(row)
         self._step += 1
         if sampling.repeat_penalty != 1.0:
             self._recent = [*self._recent[1 - PENALTY_LAST_N :], token]
@@ -87,7 +94,10 @@ class Sampler:
         if sampling.min_p > 0:
             kept = values >= values.max() + math.log(sampling.min_p)
             ids, values = ids[kept], values[kept]
-        scores = values / sampling.temperature + _gumbel(sampling.seed, self._step, ids)
+        # Below the largest: a temperature of 1e-300 makes infinities of all others, and no NaN.
+        with np.errstate(over="ignore"):
+            scaled = (values - values.max()) / sampling.temperature
+        scores = scaled + _gumbel(sampling.seed, self._step, ids)
         return int(ids[scores.argmax()])
 
 

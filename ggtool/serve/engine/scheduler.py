@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -204,12 +205,13 @@ class Scheduler:
             self._sample(slot, row)
 
     def _read_prompts(self) -> None:
-        budget = _PIECE
+        budget, is_scoring = _PIECE, False
         for slot in sorted(self._active(), key=lambda slot: slot.started_s):
-            if slot.is_predicting or budget <= 0:
+            if slot.is_predicting or budget <= 0 or (slot.scoring is not None and is_scoring):
                 continue
             try:
                 if slot.scoring is not None:
+                    is_scoring = True  # texts are scored one after the other
                     budget -= self._score_piece(slot)
                 else:
                     budget -= self._read_piece(slot, budget)
@@ -283,6 +285,11 @@ class Scheduler:
                 slot.matcher.accept(token)
         except RequestError as error:
             self._abandon(slot, error)
+            return
+        except Exception as error:  # noqa: BLE001 - one request must not end the others
+            traceback.print_exc()  # into the log that the server shows when the process ends
+            name = type(error).__name__
+            self._abandon(slot, RequestError(500, f"the next token could not be chosen ({name})."))
             return
         if token in self._sequences.end_tokens and not request.sampling.ignore_eos:
             self._end(slot, "eog", slot.rest())

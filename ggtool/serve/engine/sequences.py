@@ -53,7 +53,8 @@ class Sequences(Protocol):
     def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
         """Yield the logits of a text's positions in blocks (n, n_vocab), computed as `ggtool eval` does.
 
-        The last position may be left out. The sequence is empty before; `length` tells what it holds afterwards.
+        The last position may be left out. The sequence is empty before; `length` tells what it holds afterwards. One
+        text at a time: all blocks of one are taken, or given up, before the first of the next.
         """
         ...
 
