@@ -116,7 +116,8 @@ def report(busy: float, tg: float, servers: list[Measured], args: argparse.Names
         print(f"  busy after cuts   {one.busy_after_cuts}")
         if one.turns_ttft_s:
             ratio = one.turns_ttft_s[9] / one.turns_ttft_s[1]
-            print(f"  first token, turn ten over turn two  {ratio:.2f}")
+            first = f"{1e3 * one.turns_ttft_s[9]:.1f} over {1e3 * one.turns_ttft_s[1]:.1f} ms"
+            print(f"  first token       turn ten over turn two {ratio:.2f} ({first})")
     if len(servers) == 2:
         ours, theirs = servers
         assert ours.load is not None
@@ -145,11 +146,11 @@ def measure(name: str, args: argparse.Namespace, text: str) -> Measured:
     with (serving_ggtool if name == "ggtool" else serving_llama)(args) as (process, port):
         made = Measured(name)
         made.single_tokens_s = asyncio.run(single(port, text))
-        asyncio.run(load(port, text, args.clients, 5.0))  # memory that is taken once has been taken
+        asyncio.run(load(port, text, args.clients, 5.0, seed=1000))  # memory taken once has been taken
         made.memory_before = resident(process)
-        made.load = asyncio.run(load(port, text, args.clients, args.seconds))
+        made.load = asyncio.run(load(port, text, args.clients, args.seconds, seed=2000))
         made.memory_after = resident(process)
-        made.turns_ttft_s = asyncio.run(conversation(port, text))
+        made.turns_ttft_s = asyncio.run(conversations(port, text, 7))
         asyncio.run(cut(port, text, args.cuts))
         made.busy_after_cuts = busy_slots(name, port)
     return made
@@ -248,20 +249,22 @@ async def ask(port: int, prompt: str, n_predict: int, *, cut_after: int = 0, **o
     try:
         writer.write(head.encode() + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(data) + data)
         status = int((await reader.readline()).split()[1])
-        moments: list[float] = []
-        texts: list[str] = []
+        came: list[tuple[float, bytes]] = []
         while line := await reader.readline():
-            if not line.startswith(b"data: {"):
-                continue
-            choices = json.loads(line[6:]).get("choices")
-            if choices and choices[0].get("text"):
-                moments.append(time.perf_counter() - started)
-                texts.append(choices[0]["text"])
-                if cut_after and len(moments) >= cut_after:
+            if line.startswith(b"data: {"):
+                came.append((time.perf_counter() - started, line))
+                if cut_after and len(came) >= cut_after:
                     break
-        return Answer(status, moments, "".join(texts))
+        # Read afterwards: this process takes its time from the server's CPUs.
+        said = [(moment, text) for moment, line in came if (text := text_of(line))]
+        return Answer(status, [moment for moment, _ in said], "".join(text for _, text in said))
     finally:
         writer.close()
+
+
+def text_of(line: bytes) -> str:
+    choices = json.loads(line[6:]).get("choices")
+    return choices[0].get("text") or "" if choices else ""
 
 
 async def single(port: int, text: str) -> float:
@@ -274,14 +277,15 @@ async def single(port: int, text: str) -> float:
     return statistics.median(rates)
 
 
-async def load(port: int, text: str, n_clients: int, seconds: float) -> Load:
+async def load(port: int, text: str, n_clients: int, seconds: float, seed: int) -> Load:
+    """Have clients ask for `seconds`; another seed is other prompts, which no server has seen."""
     until = time.perf_counter() + seconds
     answers: list[Answer] = []
     in_time = 0
 
     async def client(number: int) -> None:
         nonlocal in_time
-        for prompt in prompts(text, 100 + number):
+        for prompt in prompts(text, seed + number):
             left = until - time.perf_counter()
             if left <= 0:
                 return
@@ -300,8 +304,13 @@ async def load(port: int, text: str, n_clients: int, seconds: float) -> Load:
     return Load(in_time / seconds, len(answers), statuses, statistics.median(first), p95)
 
 
+async def conversations(port: int, text: str, n: int) -> list[float]:
+    """Return the times to the first token of ten turns, each behind all that was said before: medians of `n` talks."""
+    talks = [await conversation(port, text[4000 * number :]) for number in range(n)]
+    return [statistics.median(times) for times in zip(*talks, strict=True)]
+
+
 async def conversation(port: int, text: str) -> list[float]:
-    """Return the times to the first token of ten turns, each behind all that was said before."""
     said, times = text[:300], []
     for turn in range(10):
         answer = await ask(port, said, 24)

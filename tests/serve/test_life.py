@@ -137,7 +137,9 @@ def test_a_killed_model_ends_its_streams_and_comes_back(demo_gguf, tmp_path) -> 
         started = time.monotonic()
         status, made = server.request("/v1/completions", {**LONG, "stream": False, "max_tokens": 4})
         assert (status, made["usage"]["completion_tokens"]) == (200, 4)
-        assert time.monotonic() - started < 30  # a second on a machine that does nothing else
+        took = time.monotonic() - started
+        print(f"answered {took:.2f} s after the model was killed")
+        assert took < 5  # with the model's process started anew
         assert metric(server, 'ggtool_model_restarts_total{model="demo"}') == 1
         assert "SIGKILL" in server.log.read_text()
 

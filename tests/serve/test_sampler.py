@@ -87,6 +87,17 @@ def test_when_no_token_is_left_the_request_is_told() -> None:
         assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("damage", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [0, 700, 2**15 + 3])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.0}, {"top_k": 0}, {"top_k": 0, "top_p": 1.0}])
+def test_a_logit_that_is_no_number_is_the_models_fault(damage, at, sampling) -> None:
+    values = row(2**15 + 5)
+    values[at] = damage
+    with pytest.raises(RequestError, match="not finite") as refused:
+        Sampler(Sampling(**sampling), [0], []).choose(values, None)
+    assert refused.value.status == 500
+
+
 def test_small_changes_of_the_logits_seldom_change_the_text() -> None:
     """What makes two formats with one seed comparable."""
     options = Sampling(temperature=0.8, seed=4)

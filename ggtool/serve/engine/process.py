@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -22,6 +21,7 @@ from ggtool.serve.engine.requests import LENGTH, MAX_MESSAGE_BYTES, Generate, Mo
 Event = list[Any]
 _LOG_TAIL_CHARS = 300
 _STOP_S = 5.0
+_OWN_ID = 0  # of errors that belong to no request: the model could not be loaded
 
 
 class ModelProcess:
@@ -42,8 +42,10 @@ class ModelProcess:
         self._queues: dict[int, asyncio.Queue[Event]] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._loaded: asyncio.Future[dict[str, Any]] | None = None
+        self._reporting: asyncio.Task[None] | None = None
+        self._is_stopping = False
 
     @property
     def n_pending(self) -> int:
@@ -53,7 +55,7 @@ class ModelProcess:
     @property
     def is_alive(self) -> bool:
         """Whether the child is there and listens."""
-        return self._child is not None and self._child.poll() is None and self._writer is not None
+        return self._child is not None and self._child.poll() is None and self._transport is not None
 
     def memory_bytes(self) -> int:
         """Return the child's resident memory, mapped weights included; 0 when it is gone."""
@@ -78,21 +80,20 @@ class ModelProcess:
                 env=_environment(self.job.threads),
             )
         ours.setblocking(False)
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        loop = asyncio.get_running_loop()
+        self._loaded = loop.create_future()
+        wire = _Wire(self._take, self._lost)
+        self._transport, _ = await loop.create_unix_connection(lambda: wire, sock=ours)
         self._write(asdict(self.job))
         try:
-            for event in await _read(reader):
-                if event[0] == "error":
-                    raise RequestError(500, str(event[3]))
-                self.facts = event[1]
-        except (asyncio.IncompleteReadError, OSError):
+            self.facts = await self._loaded
+        except ConnectionError:
             reason = await self._cause()
             await self.stop()
             raise RequestError(500, f"the model's process ended while it loaded: {reason}") from None
         except BaseException:
             await self.stop()
             raise
-        self._reading = asyncio.create_task(self._follow(reader))
 
     async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
         """Yield the events of a generation; leaving early cancels it. RequestError as the child says."""
@@ -133,13 +134,14 @@ class ModelProcess:
                 self._write({"op": "cancel", "id": number})
 
     def next_id(self) -> int:
-        """Return a number for a request; 0 is the process's own."""
+        """Return a number for a request, never _OWN_ID."""
         self._next += 1
         return self._next
 
     async def stop(self) -> None:
         """End the child: by asking, and after a while by force."""
-        if self._writer is not None and self.is_alive:
+        self._is_stopping = True
+        if self.is_alive:
             self._write({"op": "stop"})
         if self._child is not None:
             try:
@@ -147,33 +149,58 @@ class ModelProcess:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 await asyncio.to_thread(self._child.wait)
-        if self._reading is not None:
-            self._reading.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._reading
-        self._close()
+        if self._reporting is not None:
+            await self._reporting
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         self._end_all(RequestError(503, "the model was unloaded."))
 
     def _write(self, message: dict[str, Any]) -> None:
-        if self._writer is None or self._writer.is_closing():
-            return
-        data = json.dumps(message).encode()
-        self._writer.write(LENGTH.pack(len(data)) + data)
+        if self._transport is not None and not self._transport.is_closing():
+            data = json.dumps(message).encode()
+            self._transport.write(LENGTH.pack(len(data)) + data)
 
-    async def _follow(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                for event in await _read(reader):
-                    if event[0] == "status":
-                        self.busy, self.waiting = event[1]["busy"], event[1]["waiting"]
-                    elif (queue := self._queues.get(event[1])) is not None:
-                        queue.put_nowait(event)
-        except (asyncio.IncompleteReadError, OSError, ValueError):
-            sys.stderr.write(f"a model's process ended: {await self._cause()}\n")
-            self._close()
-            self.busy = self.waiting = 0
-            error = "the model's process has ended unexpectedly; it is started again for the next request."
-            self._end_all(RequestError(500, error))
+    def _take(self, events: list[Event]) -> None:
+        """Hand events to those who wait for them."""
+        for event in events:
+            if event[0] == "status":
+                self.busy, self.waiting = event[1]["busy"], event[1]["waiting"]
+            elif event[0] == "load":
+                self._finish_loading(event[1])
+            elif event[1] == _OWN_ID:
+                self._finish_loading(RequestError(500, str(event[3])))
+            elif (queue := self._queues.get(event[1])) is not None:
+                queue.put_nowait(event)
+
+    def _finish_loading(self, outcome: dict[str, Any] | RequestError) -> None:
+        assert self._loaded is not None
+        if self._loaded.done():  # cancelled
+            return
+        if isinstance(outcome, RequestError):
+            self._loaded.set_exception(outcome)
+        else:
+            self._loaded.set_result(outcome)
+
+    def _lost(self) -> None:
+        """End everything that is under way, as the child is gone."""
+        self._transport = None
+        self.busy = self.waiting = 0
+        if self._is_stopping:
+            return
+        assert self._loaded is not None
+        if not self._loaded.done():
+            self._loaded.set_exception(ConnectionError())
+            return
+        error = "the model's process has ended unexpectedly; it is started again for the next request."
+        self._end_all(RequestError(500, error))
+        self._reporting = asyncio.create_task(self._report_end())
+
+    async def _report_end(self) -> None:
+        sys.stderr.write(f"a model's process ended: {await self._cause()}\n")
 
     async def _cause(self) -> str:
         """Return how the child ended and what it said last."""
@@ -197,21 +224,42 @@ class ModelProcess:
         for number, queue in self._queues.items():
             queue.put_nowait(["error", number, error.status, error.message, error.param])
 
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
 
+class _Wire(asyncio.Protocol):
+    """Messages from the child as they come; a protocol and not a stream, which takes a turn of the loop more for each."""
 
-async def _read(reader: asyncio.StreamReader) -> list[Event]:
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    if length > MAX_MESSAGE_BYTES:
-        raise ValueError("a message is too long")
-    events: list[Event] = json.loads(await reader.readexactly(length))
-    return events
+    def __init__(self, take: Callable[[list[Event]], None], lost: Callable[[], None]) -> None:
+        self._on_events, self._on_loss = take, lost
+        self._buffer = bytearray()
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._buffer)[0]
+            if end > MAX_MESSAGE_BYTES:
+                self._give_up()
+                return
+            if len(self._buffer) < end:
+                return
+            try:
+                events = json.loads(self._buffer[LENGTH.size : end])
+            except ValueError:
+                self._give_up()
+                return
+            del self._buffer[:end]
+            self._on_events(events)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._on_loss()
+
+    def _give_up(self) -> None:
+        assert self._transport is not None
+        self._buffer.clear()
+        self._transport.close()
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -22,7 +22,9 @@ Ids = npt.NDArray[np.int64]
 
 # A token this many nats below the likeliest, after temperature, is not drawn: 1e-13 of its probability.
 _NEVER_DRAWN_NATS = 30.0
+NOT_FINITE = "the model gave a logit that is not finite; its weights are damaged."
 _NOTHING_LEFT = "grammar, logit_bias and ignore_eos together leave no token to choose."
+_NONE: Ids = np.empty(0, np.int64)
 _BLOCK = 64  # the largest of each block bounds the k-th largest from below
 
 
@@ -41,7 +43,7 @@ class Sampler:
     def choose(self, row: Logits, allowed: npt.NDArray[np.bool_] | None) -> int:
         """Return the next token id after logits `row` (n_vocab,), which it may change; `allowed` is the grammar's mask.
 
-        Raises RequestError 400 when what was asked for leaves no token.
+        Raises RequestError: 500 when the largest logit is no number, 400 when what was asked for leaves no token.
         """
         sampling = self._sampling
         if self._biased is not None:
@@ -51,16 +53,21 @@ class Sampler:
         if allowed is not None:
             row[~allowed] = -np.inf
         self._penalize(row)
-        best = int(row.argmax())  # of a row with a NaN, that
-        if not math.isfinite(row[best]):
-            raise RequestError(400, _NOTHING_LEFT)
-        token = best if sampling.temperature == 0 else self._draw(row)
+        token = int(row.argmax()) if sampling.temperature == 0 else self._draw(row)
+        if not math.isfinite(row[token]):
+            raise self._refusal(row, constrained=allowed is not None)
         self._step += 1
         if sampling.repeat_penalty != 1.0:
             self._recent = [*self._recent[1 - PENALTY_LAST_N :], token]
         if sampling.presence_penalty or sampling.frequency_penalty:
             self._made[token] += 1
         return token
+
+    def _refusal(self, row: Logits, *, constrained: bool) -> RequestError:
+        """Return why no token of `row` can be chosen."""
+        if row.max() == -np.inf and (constrained or self._banned):
+            return RequestError(400, _NOTHING_LEFT)
+        return RequestError(500, NOT_FINITE)
 
     def _penalize(self, row: Logits) -> None:
         sampling = self._sampling
@@ -85,6 +92,8 @@ class Sampler:
             if sampling.top_p < 1:
                 ids = ids[np.argsort(-row[ids], kind="stable")]
         values = row[ids].astype(np.float64)
+        if not len(ids) or not math.isfinite(values[0]):
+            return int(row.argmax())  # of a row with a NaN, that
         if sampling.top_p < 1:
             # The fewest likeliest tokens whose mass reaches top_p: the mass before a kept one is below it.
             weights = np.exp(values - values[0])
@@ -105,21 +114,25 @@ def largest(row: Logits, k: int) -> Ids:
     """Return the ids of the `k` largest of `row` (n,), largest first; of equal ones the lower id comes first.
 
     The maxima of blocks give a bound that at least k values reach, so that only the blocks that reach it are looked at.
+    Of a row with a NaN it returns none.
     """
     n = len(row)
     n_blocks = n // _BLOCK
     if n_blocks <= k:
-        return np.argsort(-row, kind="stable")[:k]
+        found = np.argsort(-row, kind="stable")[:k]
+        return _NONE if n and np.isnan(row.max()) else found
     # A block's values lie n_blocks apart: maxima of columns are taken by whole vectors, those of short rows are not.
     blocks = row[: n_blocks * _BLOCK].reshape(_BLOCK, n_blocks)
     maxima = blocks.max(axis=0)
     bound = np.partition(maxima, n_blocks - k)[n_blocks - k]
     reaching = np.flatnonzero(maxima >= bound)
-    within, at = np.nonzero(blocks[:, reaching] >= bound)
+    within, at = np.divmod(np.flatnonzero(blocks.take(reaching, axis=1) >= bound), len(reaching))
     candidates = within * n_blocks + reaching[at]
-    if n % _BLOCK:  # the last tokens fill no block
-        rest = np.flatnonzero(row[n_blocks * _BLOCK :] >= bound) + n_blocks * _BLOCK
-        candidates = np.concatenate([candidates, rest])
+    last = row[n_blocks * _BLOCK :]  # the last tokens fill no block
+    if len(last):
+        candidates = np.concatenate([candidates, np.flatnonzero(last >= bound) + n_blocks * _BLOCK])
+    if np.isnan(maxima.max()) or (len(last) and np.isnan(last.max())):
+        return _NONE
     return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
 
 

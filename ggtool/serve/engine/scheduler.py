@@ -19,10 +19,10 @@ import numpy as np
 from ggtool.backends import Logits
 from ggtool.serve.engine.grammar import Matcher
 from ggtool.serve.engine.requests import Generate, RequestError
-from ggtool.serve.engine.sampler import Sampler
+from ggtool.serve.engine.sampler import NOT_FINITE, Sampler
 from ggtool.serve.engine.scoring import Scorer
 from ggtool.serve.engine.sequences import Sequences
-from ggtool.serve.engine.slots import NOT_FINITE, Slot, check_finite, describe_token, score_row
+from ggtool.serve.engine.slots import Slot, describe_token, score_row
 
 Event = list[Any]
 _PIECE = 512  # tokens of prompts between two steps of the texts that are being generated
@@ -276,7 +276,6 @@ class Scheduler:
         if slot.n_predicted == 0:
             slot.first_token_s = time.monotonic()
         try:
-            check_finite(row)
             # The sampler changes the row, and probabilities are the model's own.
             raw = np.array(row) if request.logprobs is not None else row
             allowed = None if slot.matcher is None else slot.matcher.allowed()

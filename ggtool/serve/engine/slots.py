@@ -9,11 +9,10 @@ from typing import Any
 from ggtool.backends import Logits
 from ggtool.backends.text_backend import Vocabulary
 from ggtool.serve.engine.grammar import Matcher
-from ggtool.serve.engine.requests import Generate, RequestError
+from ggtool.serve.engine.requests import Generate
 from ggtool.serve.engine.sampler import Sampler
 from ggtool.serve.engine.scoring import Scorer
 
-NOT_FINITE = "the model gave a logit that is not finite; its weights are damaged."
 # For a token's bytes in JSON: each byte one character.
 _BYTES = "latin-1"
 
@@ -104,13 +103,6 @@ def spell(vocabulary: Vocabulary, token: int) -> str:
     """Return a token's bytes as Latin-1 characters; a control token's are its name."""
     piece = vocabulary.piece(token)
     return (piece or vocabulary.name(token).encode()).decode(_BYTES)
-
-
-def check_finite(row: Logits) -> None:
-    """Raise RequestError 500 when the largest of `row` (n_vocab,) is no number: a broken model, or none allowed."""
-    largest = float(row.max())
-    if not -1e30 < largest < 1e30:
-        raise RequestError(500, NOT_FINITE)
 
 
 def score_row(scorer: Scorer, row: Logits, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
