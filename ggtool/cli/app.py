@@ -80,9 +80,11 @@ class _LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import a command's module and return the command."""
+    from ggtool.cli.ray_flag import RayCommand
+
     row = COMMANDS[name]
     function = getattr(importlib.import_module(f"ggtool.cli.{row.module}"), row.function)
-    info = CommandInfo(name=name, callback=function, context_settings=_SETTINGS, cls=TyperCommand)
+    info = CommandInfo(name=name, callback=function, context_settings=_SETTINGS, cls=RayCommand)
     return get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode="rich")
 
 

@@ -12,15 +12,17 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from ggtool.cli.cluster_board import ClusterBoard
 from ggtool.cli.console import notifier, stderr
 from ggtool.cli.records import outcome_line, stopped_by_user
-from ggtool.evaluation.evaluate import evaluate
+from ggtool.evaluation.evaluate import evaluate, measure_rows
 from ggtool.evaluation.jobs import TASKS
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import Known, find_known
 from ggtool.report.table import eval_table
 from ggtool.results.records import EvalRecord
 from ggtool.results.store import ResultStore
+from ggtool.system.schedule.work import Scheduler
 
 
 def measure(what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
@@ -37,6 +39,34 @@ def measure(what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
     notify = notifier(quiet=quiet)
     notify(f"{board.n_measured} records appended to {out}, {len(board.records) - board.n_measured} kept.")
     return board.records
+
+
+def measure_on(scheduler: Scheduler, what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
+    """Measure on a scheduler's nodes what `out` does not hold yet, and return the records of all targets, in their order.
+
+    Records are appended when they are whole. Until then their parts are kept beside `out`, so that a run that is killed goes
+    on from every number that was measured.
+    """
+    store, parts = ResultStore(out), ResultStore(out.with_name(f".{out.name}.parts"))
+    known = find_known(what, [*parts, *store], [node.facts for node in scheduler.nodes])
+    kept = find_known(what, store, [node.facts for node in scheduler.nodes])
+    board = ClusterBoard(len(what.targets), scheduler, quiet=quiet)
+    whole: dict[Target, EvalRecord] = {}
+    with board.live(), stopped_by_user(board.records, out):
+        for measured in measure_rows(what, scheduler, board, known):
+            if not measured.is_whole:
+                if not measured.record.failure:
+                    parts.append(measured.record)
+                continue
+            is_old = is_kept(kept, measured.target)
+            if not is_old:
+                store.append(measured.record)
+            whole[measured.target] = measured.record
+            board.add(measured.record, kept=is_old)
+    parts.path.unlink(missing_ok=True)
+    n_kept = sum(is_kept(kept, target) for target in what.targets)
+    notifier(quiet=quiet)(f"{len(whole) - n_kept} records appended to {out}, {n_kept} kept.")
+    return [whole[target] for target in what.targets]
 
 
 def is_kept(known: Known, target: Target) -> bool:

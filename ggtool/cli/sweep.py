@@ -13,6 +13,7 @@ import typer
 
 from ggtool.cli.eval_flags import EvalFlags, takes_eval_flags
 from ggtool.cli.flags import Json, Quiet
+from ggtool.cli.ray_flag import RayAddress
 from ggtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the rows, kept or to do, and measure nothing.")
     ] = False,
+    ray: RayAddress = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,14 +51,37 @@ def sweep(
     [bold]ggtool sweep --preset study --model ./my-gpt2[/bold]
 
     [bold]ggtool sweep mine.yaml --chunks 0[/bold]
+
+    [bold]ggtool sweep mine.yaml --ray head-node:6379 --threads 4[/bold]
     """
     from ggtool.evaluation.experiment import find_preset, read_experiment, request_from
 
     if file is not None and preset is not None:
         raise UsageError("FILE and --preset exclude each other; pass only one of them.")
     path = find_preset(preset) if preset is not None else file
-    request = request_from(read_experiment(path) if path else {}, flags.settings())
+    settings = read_experiment(path) if path else {}
+    request = request_from(settings, flags.settings())
+    if ray is not None and not dry_run:
+        threads = flags.threads or settings.get("threads")
+        _run_on_ray(ray, request, out, threads, as_json=json_, quiet=quiet)
+        return
     _run(request, out, dry_run=dry_run, as_json=json_, quiet=quiet)
+
+
+def _run_on_ray(
+    address: str, request: EvalRequest, out: Path, threads: int | None, *, as_json: bool, quiet: bool
+) -> None:
+    """Measure as `_run` does, on the nodes of a Ray cluster."""
+    from ggtool.cli.board import measure_on
+    from ggtool.cli.cluster_run import planned_on_ray
+    from ggtool.cli.records import print_records, refuse_failures
+    from ggtool.system.atomic import refuse_unwritable
+
+    refuse_unwritable(out)
+    with planned_on_ray(address, request, threads, quiet=quiet) as (what, scheduler):
+        records = measure_on(scheduler, what, out, quiet=quiet)
+    print_records(records, as_json=as_json)
+    refuse_failures(records)
 
 
 def _run(request: EvalRequest, out: Path, *, dry_run: bool, as_json: bool, quiet: bool) -> None:

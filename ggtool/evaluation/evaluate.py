@@ -6,18 +6,21 @@ Quality, speed and memory are measured in a child process each. A failure become
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ggtool.errors import GgtoolError
 from ggtool.evaluation.jobs import TASKS, MemoryJob, QualityJob, Reference, SpeedJob, Task
+from ggtool.evaluation.node_facts import node_facts
 from ggtool.evaluation.plan import Plan, Target
-from ggtool.evaluation.record_keys import Known, target_keys
+from ggtool.evaluation.record_keys import Known, runtimes, target_keys
+from ggtool.evaluation.rows import files_of, needs_of, row_of
 from ggtool.results.records import EvalRecord, part_from_dict
 from ggtool.system import worker
-from ggtool.system.machine import describe_machine
+from ggtool.system.schedule.local import LocalScheduler
+from ggtool.system.schedule.work import Done, Node, Scheduler, Silent, Watch, Work
 from ggtool.system.worker import Outcome
 
 # target, stage, done, total: "quality" in windows, "speed" in rounds, "memory" in tokens.
@@ -30,50 +33,128 @@ _PARTS_OF: Mapping[Task, tuple[str, ...]] = {
     "speed": ("speed",),
     "memory": ("memory",),
 }
+# What needs a node to itself: timings, and peaks of memory that others would take part of.
+ALONE: tuple[Task, ...] = ("speed", "memory")
 _FOOTPRINT = ("model_size", "model_n_params", "bpw", "modules_quantized", "modules_total")
 
 
 def evaluate(what: Plan, progress: EvalProgress, known: Known | None = None) -> Iterator[EvalRecord]:
-    """Measure each target in turn and yield its record when it is complete.
+    """Measure each target in turn, on this machine, and yield its record when it is complete.
 
     Numbers in `known` (`ggtool.evaluation.record_keys.find_known`) are copied into the record and not measured again.
     """
+    scheduler = LocalScheduler(Node("", "this machine", facts=node_facts(runtimes(what))))
+    for target in what.targets:
+        one = replace(what, targets=(target,))
+        for measured in measure_rows(one, scheduler, _Relay(progress, target), known):
+            if measured.is_whole:
+                yield measured.record
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A target's record: whole, or what is known of it so far."""
+
+    target: Target
+    record: EvalRecord
+    is_whole: bool
+
+
+def measure_rows(
+    what: Plan, scheduler: Scheduler, watch: Watch, known: Known | None = None
+) -> Iterator[Measured]:
+    """Measure targets on a scheduler's nodes and yield their records as they come, in parts first and then whole.
+
+    Speed and memory are measured on nodes of one kind, that of which there are most, so that they can be compared.
+    """
+    kept = known or {}
+    kind = _commonest_kind(scheduler.nodes)
+    gpu_bytes = min((node.facts.gpu_bytes for node in scheduler.nodes if node.gpus), default=0)
+    open_rows = {target: _OpenRow(what, target, kept.get(target, {})) for target in what.targets}
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name:
         folder = Path(name)
         what.tokens.save(folder / "tokens.npz")
         (folder / "text.txt").write_bytes(what.text.text.encode())
-        for target in what.targets:
-            yield _measure(what, target, folder, progress, (known or {}).get(target, {}))
+        works = []
+        for number, (target, row) in enumerate(open_rows.items()):
+            for task in row.to_do:
+                job = _job(what, target, task, folder)
+                timeout_s = what.request.timeout_s
+                if timeout_s is not None and task == "speed":
+                    timeout_s += what.request.wait_s  # waiting for a quiet machine does not count
+                works.append(
+                    Work(
+                        f"{number} {task}",
+                        f"{target.label}: {task}",
+                        "ggtool.evaluation.rows:run_row",
+                        row_of(what, job, timeout_s),
+                        needs_of(what, job, alone=task in ALONE, kind=kind, gpu_bytes=gpu_bytes),
+                        files_of(what, job),
+                        # A model that cannot be scored is not worth timing.
+                        f"{number} quality" if task != "quality" and "quality" in row.to_do else "",
+                    )
+                )
+            if not row.to_do:
+                yield Measured(target, row.record(scheduler.nodes[0]), is_whole=True)
+        targets = list(open_rows)
+        for done in scheduler.run(works, watch):
+            place, _, task_name = done.work.key.partition(" ")
+            row = open_rows[targets[int(place)]]
+            row.take(done, next(task for task in TASKS if task == task_name))
+            yield Measured(row.target, row.record(done.node), is_whole=not row.to_do)
 
 
-def _measure(
-    what: Plan, target: Target, folder: Path, progress: EvalProgress, known: Mapping[Task, EvalRecord]
-) -> EvalRecord:
-    record = _blank_record(what, target)
-    if target.failure:
-        return replace(record, failure=target.failure)
-    for task, stored in known.items():
-        record = _with_stored(record, stored, task)
-    failures = []
-    for task in TASKS:
-        if task in known:
-            continue
+class _OpenRow:
+    """A target that is being measured: what is known of it, and what is still to do."""
 
-        def relay(done: int, total: int, task: Task = task) -> None:
-            progress(target, task, done, total)
+    def __init__(self, what: Plan, target: Target, known: Mapping[Task, EvalRecord]) -> None:
+        self.target = target
+        self.to_do: list[Task] = [] if target.failure else [task for task in TASKS if task not in known]
+        self._what = what
+        self._known = known
+        self._outcomes: dict[Task, Done] = {}
+        self._failures = [target.failure] if target.failure else []
 
-        timeout_s = what.request.timeout_s
-        if timeout_s is not None and task == "speed":
-            timeout_s += what.request.wait_s  # waiting for a quiet machine does not count
-        try:
-            outcome = worker.run(_job(what, target, task, folder), relay, timeout_s)
-        except GgtoolError as error:
-            failures.append(str(error))
+    def take(self, done: Done, task: Task) -> None:
+        """Take in how a task ended."""
+        self.to_do.remove(task)
+        if done.failure:
+            self._failures.append(done.failure)
             if task == "quality":
-                break  # a model that cannot be scored is not worth timing
+                self.to_do.clear()
         else:
-            record = _with_outcome(record, outcome)
-    return replace(record, failure=" ".join(failures), test_time=_now())
+            self._outcomes[task] = done
+
+    def record(self, node: Node) -> EvalRecord:
+        """Return the record of what is known; its machine is the one that speed, or else the most, was measured on."""
+        ends = [self._outcomes[task] for task in (*ALONE, "quality") if task in self._outcomes]
+        main = ends[0].node if ends else node
+        record = _blank_record(self._what, self.target, main)
+        for task, stored in self._known.items():
+            record = _with_stored(record, stored, task)
+        keys = dict(record.keys)
+        for task, done in self._outcomes.items():
+            record = _with_outcome(record, done.result)
+            keys[task] = target_keys(self._what, self.target, done.node.facts).get(task, "")
+        keys |= {task: stored.keys[task] for task, stored in self._known.items()}
+        return replace(record, keys=keys, failure=" ".join(self._failures), test_time=_now())
+
+
+class _Relay(Silent):
+    """Tells a callback how far the measurement of a target is."""
+
+    def __init__(self, progress: EvalProgress, target: Target) -> None:
+        self._progress = progress
+        self._target = target
+
+    def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:  # noqa: ARG002
+        """Relay it."""
+        self._progress(self._target, stage, done, total)
+
+
+def _commonest_kind(nodes: Sequence[Node]) -> str:
+    kinds = Counter(node.kind for node in nodes)
+    return max(kinds, key=lambda kind: kinds[kind]) if kinds else ""
 
 
 def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
@@ -126,11 +207,14 @@ def _with_outcome(record: EvalRecord, outcome: Outcome) -> EvalRecord:
 
 def _with_stored(record: EvalRecord, stored: EvalRecord, task: Task) -> EvalRecord:
     names = (*_FOOTPRINT, *_PARTS_OF[task])
-    environment = {**stored.environment, **record.environment}
+    # A speed belongs to the machine it was measured on, whatever else is measured where.
+    first, second = (record, stored) if task in ALONE else (stored, record)
+    environment = {**first.environment, **second.environment}
     return replace(record, environment=environment, **{name: getattr(stored, name) for name in names})
 
 
-def _blank_record(what: Plan, target: Target) -> EvalRecord:
+def _blank_record(what: Plan, target: Target, node: Node) -> EvalRecord:
+    where = {"machine": node.facts.kind, **({"node": node.id[:8]} if node.id else {})}
     return EvalRecord(
         model=target.model,
         revision=target.revision,
@@ -151,9 +235,14 @@ def _blank_record(what: Plan, target: Target) -> EvalRecord:
         divergence=None,
         speed=None,
         memory=None,
-        environment={**describe_machine(), "device": what.device, "threads": str(what.request.threads)},
+        environment={
+            **node.facts.machine,
+            **where,
+            "device": what.device,
+            "threads": str(what.request.threads),
+        },
         test_time=_now(),
-        keys={str(task): key for task, key in target_keys(what, target).items()},
+        keys={str(task): key for task, key in target_keys(what, target, node.facts).items()},
     )
 
 

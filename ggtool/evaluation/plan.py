@@ -64,7 +64,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets in the order asked for, the reference, and the token stream they share."""
+    """The targets in the order asked for, the reference, and the token stream they share.
+
+    source: the checkpoint they were made of, None where only files were named.
+    """
 
     request: EvalRequest
     targets: tuple[Target, ...]
@@ -72,6 +75,7 @@ class Plan:
     text: Text
     tokens: Tokens
     device: Literal["cpu", "cuda"]
+    source: ModelSource | None = None
 
     def to_open(self, target: Target, engine: Engine | None = None) -> ModelToOpen:
         """Return how a child opens a target, by `engine` instead of the request's if that is told."""
@@ -81,9 +85,17 @@ class Plan:
         return ModelToOpen(target.format, target.path, options)
 
 
-def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: bool = False) -> Plan:
+def plan(
+    request: EvalRequest,
+    notify: Notify,
+    progress: StageProgress,
+    *,
+    dry: bool = False,
+    is_elsewhere: bool = False,
+) -> Plan:
     """Resolve names, model, text, context and files; a dry plan makes no missing files.
 
+    is_elsewhere: other machines will measure, so that the device need not be one that this machine has.
     Raises UsageError, SourceError, ArtifactError or OutputError.
     """
     request = _with_saved_model(request)
@@ -106,7 +118,8 @@ def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: 
     for spec in everything:
         if isinstance(spec.what, Path) and not spec.what.is_dir():
             open_artifact(spec.what)  # so that a damaged file is reported before a text is fetched
-    device = choose_device(request.device, for_torch=any(_runs_in_torch(spec) for spec in everything))
+    for_torch = not is_elsewhere and any(_runs_in_torch(spec) for spec in everything)
+    device = choose_device(request.device, for_torch=for_torch)
     text = corpus.load_text(
         request.corpus,
         source.name if source else _name_alone(specs),
@@ -133,6 +146,7 @@ def plan(request: EvalRequest, notify: Notify, progress: StageProgress, *, dry: 
         text=text,
         tokens=tokens,
         device=device,
+        source=source,
     )
 
 

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.evaluation.jobs import TASKS, Task
+from ggtool.evaluation.node_facts import PACKED, NodeFacts, node_facts
 from ggtool.evaluation.plan import Plan, Target
-from ggtool.kernels import build
 from ggtool.results.records import EvalRecord
 from ggtool.system.cache import sources_sha256
-from ggtool.system.machine import describe_machine
 
-# Packages that a runtime's numbers depend on.
-_PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "llama_cpp": ("llama-cpp-python",),
-    "huggingface": ("torch", "transformers", "bitsandbytes"),
-}
-# Formats computed by our own kernels.
-_PACKED = "scratch-"
 # Speed and memory depend on the machine; perplexity and divergence do not.
 _MACHINE = ("os", "cpu", "cpu_count", "memory_bytes")
 # Record schema in which the meaning of a task's numbers last changed.
@@ -35,18 +25,36 @@ _SCHEMA: Mapping[Task, int] = {"quality": 1, "speed": 2, "memory": 1}
 Known = Mapping[Target, Mapping[Task, EvalRecord]]
 
 
-def target_keys(what: Plan, target: Target) -> dict[Task, str]:
-    """Return task -> sha256 for `target`; empty for a target whose file is not made yet."""
+def target_keys(what: Plan, target: Target, facts: NodeFacts | None = None) -> dict[Task, str]:
+    """Return task -> sha256 for `target` on the machine of `facts`, this one for None.
+
+    Empty for a target whose file is not made yet.
+    """
     reference = what.reference
     if not target.sha256 or (reference is not None and not reference.sha256):
         return {}
-    return {task: settings_sha256(_settings(what, target, task)) for task in TASKS}
+    here = facts or node_facts(runtimes(what))
+    return {task: settings_sha256(_settings(what, target, task, here)) for task in TASKS}
 
 
-def find_known(what: Plan, records: Iterable[EvalRecord]) -> dict[Target, dict[Task, EvalRecord]]:
+def runtimes(what: Plan) -> frozenset[str]:
+    """Return the runtimes of a plan's targets and its reference, as `node_facts` takes them."""
+    everything = [*what.targets, *([what.reference] if what.reference else [])]
+    packed = {PACKED} if any(is_packed(target) for target in everything) else set()
+    return frozenset(target.format.runtime for target in everything) | packed
+
+
+def is_packed(target: Target) -> bool:
+    """Whether a format is computed by our own kernels."""
+    return (target.format.quantizer or "").startswith("scratch-")
+
+
+def find_known(
+    what: Plan, records: Iterable[EvalRecord], machines: Sequence[NodeFacts | None] = (None,)
+) -> dict[Target, dict[Task, EvalRecord]]:
     """Return, per target, the tasks whose numbers `records` has, each with the newest record that has them.
 
-    A request that waits for quiet does not accept speeds that were disturbed.
+    machines: those that the plan runs on; None is this one. A request that waits for quiet does not accept speeds that were disturbed.
     """
     held: dict[tuple[Task, str], EvalRecord] = {}
     for record in records:
@@ -57,13 +65,16 @@ def find_known(what: Plan, records: Iterable[EvalRecord]) -> dict[Target, dict[T
         )
     return {
         target: {
-            task: held[task, key] for task, key in target_keys(what, target).items() if (task, key) in held
+            task: held[task, key]
+            for facts in machines
+            for task, key in target_keys(what, target, facts).items()
+            if (task, key) in held
         }
         for target in what.targets
     }
 
 
-def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
+def _settings(what: Plan, target: Target, task: Task, facts: NodeFacts) -> dict[str, Any]:
     request = what.request
     reference = what.reference if what.reference != target else None
     settings: dict[str, Any] = {
@@ -76,23 +87,24 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
         "n_ctx": request.n_ctx,
         "threads": request.threads,
         "device": what.device,
-        "versions": target_versions(target),
+        "versions": target_versions(target, facts),
     }
     if what.device == "cuda":
         settings["engine"] = [request.engine, sources_sha256("backends/engine", "kernels")]
-    if (target.format.quantizer or "").startswith(_PACKED):
+    if is_packed(target):
         if what.device == "cpu":
-            settings["cpu_products"] = build.way()
+            settings["cpu_products"] = facts.cpu_products
         else:
-            settings["gpu_products"] = "torch" if build.is_switched_off() else "Triton"
+            settings["gpu_products"] = facts.gpu_products
     if task == "quality":
         protocol = {"protocol": request.protocol, "stride": request.stride, "n_chunks": request.n_chunks}
         compared = (
-            None if reference is None else [reference.label, reference.sha256, target_versions(reference)]
+            None
+            if reference is None
+            else [reference.label, reference.sha256, target_versions(reference, facts)]
         )
         return settings | protocol | {"reference": compared}
-    machine = describe_machine()
-    settings["machine"] = [machine[name] for name in _MACHINE]
+    settings["machine"] = [facts.machine[name] for name in _MACHINE]
     if task == "speed":
         rounds = {"repetitions": request.repetitions}
         lengths = {"prompts": request.speed_prompts, "depths": request.speed_depths}
@@ -100,14 +112,15 @@ def _settings(what: Plan, target: Target, task: Task) -> dict[str, Any]:
     return settings
 
 
-def target_versions(target: Target) -> dict[str, str]:
+def target_versions(target: Target, facts: NodeFacts | None = None) -> dict[str, str]:
     """Return the releases of the code that runs a target, and of ours that quantizes it while it is loaded."""
+    here = facts or node_facts(frozenset({target.format.runtime}))
     # Formats that are quantized while they are loaded have no file to hash.
     made = {"quantizers": sources_sha256("kernels", "quantizers")} if target.format.quantizer else {}
     # Products of another layout round otherwise, and take another time.
-    plain = target.format.runtime == "llama_cpp" and not self_test().extra_buffers
+    plain = target.format.runtime == "llama_cpp" and not here.extra_buffers
     layout = {"llama_cpp_extra_buffers": "off"} if plain else {}
-    return {name: version(name) for name in _PACKAGES[target.format.runtime]} | made | layout
+    return {**here.versions[target.format.runtime], **made, **layout}
 
 
 def settings_sha256(settings: Mapping[str, Any]) -> str:

@@ -131,6 +131,19 @@ class ModelSource:
         return tuple(note for note in found if note)
 
     @cached_property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the folder's files that the checkpoint is made of: weights, config, tokenizer and texts beside them."""
+        weights = {path.name for path in weight_files(self.folder, allow_pickle=self.allow_pickle)}
+        more = {
+            path.name
+            for pattern in _WANTED
+            for path in self.folder.glob(pattern)
+            if path.is_file() and path.suffix != ".safetensors"
+        }
+        code = {path.name for path in self.folder.glob("*.py")} if self.trust_remote_code else set()
+        return tuple(sorted(weights | more | code))
+
+    @cached_property
     def sha256(self) -> str:
         """One sha256 over all files that decide the weights and the vocabulary; reads every byte once."""
         names = (

@@ -26,6 +26,7 @@ KINDS = {
     "calibration": "importance matrices and divergences",
     "floats": "float GGUF files on their way through llama.cpp's converter",
     "tokens": "texts as token ids, for training",
+    "copies": "files that another machine handed to this node of a Ray cluster",
     "kernels": "packed products, compiled for this CPU",
     "selftest": "results of llama.cpp's self-test",
     "wheels": "llama.cpp, compiled for this CPU: about ten minutes to make again",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 from ggtool import __version__
@@ -13,6 +15,7 @@ from ggtool.system.cgroup import cpu_limit, memory_limit_bytes
 NO_CUDA = "there is no CUDA device here, or torch was built without CUDA; use --device cpu."
 
 _CPUINFO = Path("/proc/cpuinfo")
+_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def describe_machine() -> dict[str, str]:
@@ -25,6 +28,25 @@ def describe_machine() -> dict[str, str]:
         "cpu_count": str(usable_cpus()),
         "memory_bytes": str(min(memory_bytes(), memory_limit_bytes() or memory_bytes())),
     }
+
+
+def fingerprint(facts: Mapping[str, str]) -> str:
+    """Return 12 digits that are equal for machines whose speeds may be compared, of what `describe_machine` says of one.
+
+    System, CPU, their number, memory in GiB, and the GPUs of this machine.
+    """
+    gib = round(int(facts["memory_bytes"]) / 2**30)
+    listed = [facts["os"], facts["cpu"], facts["cpu_count"], str(gib), *gpu_names()]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:12]
+
+
+def gpu_names() -> list[str]:
+    """Return the models of this machine's NVIDIA GPUs, as their driver names them."""
+    found = []
+    for path in sorted(_GPUS.glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return found
 
 
 def usable_cpus() -> int:

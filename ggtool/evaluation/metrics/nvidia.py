@@ -18,6 +18,12 @@ def sm_clock_mhz() -> float | None:
     return _number(lines[0]) if lines else None
 
 
+def memory_bytes() -> int:
+    """Return the memory of the GPU that has least, 0 where the driver does not tell."""
+    found = [mib for line in _query("--query-gpu=memory.total") if (mib := _number(line)) is not None]
+    return int(min(found, default=0) * 2**20)
+
+
 def process_bytes() -> int | None:
     """Return the bytes of GPU memory that the driver counts for this process, its context included."""
     for line in _query("--query-compute-apps=pid,used_memory"):

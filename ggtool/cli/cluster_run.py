@@ -1,0 +1,39 @@
+"""Connect to a Ray cluster and plan an evaluation for its nodes, for `sweep` and `study`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ggtool.cli.console import notifier, progress_bar
+from ggtool.cli.ray_flag import open_scheduler
+from ggtool.evaluation.node_facts import PACKED
+from ggtool.evaluation.plan import Plan, plan
+from ggtool.evaluation.request import EvalRequest
+from ggtool.system.schedule.work import Node, Scheduler
+
+
+@contextmanager
+def planned_on_ray(
+    address: str, request: EvalRequest, threads: int | None, *, quiet: bool
+) -> Iterator[tuple[Plan, Scheduler]]:
+    """Yield the plan of a request and a scheduler for it.
+
+    threads None or 0 takes the CPUs of the smallest node. The device is a GPU where a node has one, unless the request says.
+    """
+    notify = notifier(quiet=quiet)
+    with open_scheduler(address, frozenset({"llama_cpp", "huggingface", PACKED}), notify) as scheduler:
+        nodes = scheduler.nodes
+        notify(f"Ray: {len(nodes)} nodes, {sum(node.cpus for node in nodes):g} CPUs, {_gpus(nodes):g} GPUs.")
+        if not threads:
+            request = replace(request, threads=int(min(node.cpus for node in nodes)))
+        if request.device == "auto":
+            request = replace(request, device="cuda" if _gpus(nodes) else "cpu")
+        with progress_bar(quiet=quiet) as update:
+            what = plan(request, notify, update, is_elsewhere=True)
+        yield what, scheduler
+
+
+def _gpus(nodes: Sequence[Node]) -> float:
+    return sum(node.gpus for node in nodes)

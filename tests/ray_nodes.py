@@ -1,0 +1,89 @@
+"""A Ray cluster of several nodes on this machine, each with a cache of its own: no file system is shared but by the driver.
+
+with ray_nodes(folder, 3) as nodes:
+    subprocess.run([..., "--ray", nodes.address])
+    nodes.kill(2)
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ggtool.system.cache import cache_folder
+
+# The cluster is started by a process of its own: Ray keeps one connection a process, which the tests' drivers need.
+_PROGRAM = """
+import json, os, sys
+from ray.cluster_utils import Cluster
+
+folder, caches, n_cpus = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
+cluster, nodes = Cluster(), []
+for number, cache in enumerate(caches):
+    os.environ["GGTOOL_CACHE"] = cache
+    more = {"temp_dir": folder, "include_dashboard": False, "no_monitor": True} if number == 0 else {}
+    nodes.append(cluster.add_node(num_cpus=n_cpus, include_log_monitor=False, **more))
+print(json.dumps({"address": cluster.address}), flush=True)
+for line in sys.stdin:
+    cluster.remove_node(nodes[int(line)], allow_graceful=False)
+    print("{}", flush=True)
+cluster.shutdown()
+"""
+
+
+class RayNodes:
+    """The address of a running cluster, the nodes' caches, and a way to lose a node."""
+
+    def __init__(self, process: subprocess.Popen[str], caches: list[Path]) -> None:
+        self._process = process
+        self.caches = caches
+        self.address = str(self._answer()["address"])
+
+    def kill(self, number: int) -> None:
+        """Kill all processes of a node with SIGKILL; node 0 is the one that the drivers are on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{number}\n")
+        self._process.stdin.flush()
+        self._answer()
+
+    def _answer(self) -> dict[str, object]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the cluster did not start"
+        return json.loads(line)
+
+
+@contextmanager
+def ray_nodes(folder: Path, n_nodes: int, n_cpus: float = 1) -> Iterator[RayNodes]:
+    """Start a cluster whose files are under `folder`, which has a short name, and end it after the block."""
+    caches = [folder / f"cache{number}" for number in range(n_nodes)]
+    for cache in caches:
+        # Compiling and testing again would take longer than most tests, and is not what they are about.
+        for kind in ("kernels", "selftest"):
+            if (there := cache_folder() / kind).is_dir():
+                shutil.copytree(there, cache / kind)
+    listed = json.dumps([str(cache) for cache in caches])
+    quiet = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_worker_niceness": "0",
+    }
+    with (folder / "cluster.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(folder / "ray"), listed, str(n_cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **quiet},
+        )
+        try:
+            yield RayNodes(process, caches)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(60)
