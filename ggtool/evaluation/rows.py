@@ -109,6 +109,8 @@ def _loaded_bytes(what: Plan, model: ModelToOpen) -> int:
         return model.path.stat().st_size
     if what.source is not None and model.path == what.source.folder.resolve():
         return 4 * sum(math.prod(tensor.shape) for tensor in what.source.weights.values())
+    if not model.path.is_dir():
+        return 0  # gone since it was planned, which the child that opens it will say
     return sum(path.stat().st_size for path in model.path.iterdir() if path.is_file())
 
 

@@ -60,9 +60,14 @@ class Manifest:
 
 
 def describe(files: Files) -> Manifest:
-    """Read files of this machine and return their manifest."""
+    """Read files of this machine and return their manifest; OutputError for one that cannot be read."""
     names: Sequence[str] = files.names or ("",)
-    return Manifest(files.path, tuple(_entry(name, files.path / name) for name in names))
+    try:
+        return Manifest(files.path, tuple(_entry(name, files.path / name) for name in names))
+    except OSError as error:
+        raise OutputError(
+            f"cannot read {error.filename}, which other nodes need: {error.strerror}."
+        ) from error
 
 
 def fetch(
