@@ -20,7 +20,7 @@ HOUSE = {
     "conversion": {"source", "gguf"},
     "quantizers": {"source", "corpus", "kernels"},
     "backends": {"source", "gguf", "corpus", "quantizers", "kernels"},
-    "calibration": {"source", "gguf", "corpus", "conversion", "quantizers", "backends"},
+    "calibration": {"source", "gguf", "kernels", "corpus", "conversion", "quantizers", "backends"},
     "chat": {"quantizers", "backends"},
     "evaluation": {
         "source",

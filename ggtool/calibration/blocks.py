@@ -39,11 +39,20 @@ class Blocks:
                 self._calls.clear()  # masks and positions are the same for all chunks of one length
                 model.base_model(ids[None], use_cache=False)
 
-    def run(self, index: int) -> Iterator[Tensor]:
-        """Yield the output of block `index` for each chunk's hidden state."""
+    @property
+    def n_chunks(self) -> int:
+        """The number of chunks."""
+        return len(self._hidden)
+
+    def run(self, index: int, module: nn.Module | None = None) -> Iterator[Tensor]:
+        """Yield the output of block `index`, or of a `module` in its place, for each chunk's hidden state."""
+        for chunk in range(len(self._hidden)):
+            yield self.run_one(index, chunk, module)
+
+    def run_one(self, index: int, chunk: int, module: nn.Module | None = None) -> Tensor:
+        """Return the output of block `index`, or of a `module` in its place, for one chunk's hidden state."""
         args, kwargs = self._calls[index]
-        for hidden in self._hidden:
-            yield cast(Tensor, self.modules[index](hidden, *args, **kwargs))
+        return cast(Tensor, (module or self.modules[index])(self._hidden[chunk], *args, **kwargs))
 
     def rest(self, index: int) -> Iterator[Tensor]:
         """Yield the output of the last block for each chunk, running from block `index` on."""
@@ -54,10 +63,19 @@ class Blocks:
                 hidden = module(hidden, *args, **kwargs)
             yield hidden
 
-    def advance(self, index: int) -> None:
-        """Replace each hidden state by the output of block `index`."""
-        for at, hidden in enumerate(self.run(index)):
+    def advance(self, index: int, module: nn.Module | None = None) -> None:
+        """Replace each hidden state by the output of block `index`, or of a `module` in its place."""
+        for at, hidden in enumerate(self.run(index, module)):
             self._hidden[at] = hidden
+
+    def last(self, model: PreTrainedModel, ids: Tensor, chunk: int) -> Tensor:
+        """Return what the model makes of one chunk's hidden state behind the last block: its head's input.
+
+        ids: (n_ctx,), any tokens; they decide the shape alone.
+        """
+        with self._passing_through():
+            self.modules[0].forward = lambda *_args, **_kwargs: self._hidden[chunk]
+            return cast(Tensor, model.base_model(ids[None], use_cache=False).last_hidden_state)
 
     @contextmanager
     def _passing_through(self) -> Iterator[None]:

@@ -17,6 +17,10 @@ _PACKED_MAKERS = Makers(
     ("formats.py", "source", "corpus", "kernels", "quantizers", "calibration"),
     ("torch", "transformers", "tokenizers"),
 )
+_ROUNDED_MAKERS = Makers(
+    (*CONVERTER_SOURCES, "corpus", "kernels", "quantizers", "calibration"),
+    ("llama-cpp-python", "gguf", "numpy", "torch", "transformers", "tokenizers"),
+)
 
 
 def gguf_calibration_folder(source: ModelSource) -> Path:
@@ -27,3 +31,8 @@ def gguf_calibration_folder(source: ModelSource) -> Path:
 def packed_folder(source: ModelSource) -> Path:
     """Return the folder for packed models, and for divergences that torch measured."""
     return keyed_folder("packed", source.sha256, _PACKED_MAKERS)
+
+
+def rounded_folder(source: ModelSource) -> Path:
+    """Return the folder for matrices that were rounded for GGUF files with error feedback."""
+    return keyed_folder("rounded", source.sha256, _ROUNDED_MAKERS)

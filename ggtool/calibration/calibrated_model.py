@@ -24,7 +24,7 @@ from ggtool.formats import Method
 from ggtool.quantizers.linear import PackedMatrix
 from ggtool.quantizers.matrices import Matrix, find_matrices, select
 from ggtool.quantizers.packed import fill, install, pack_matrices
-from ggtool.quantizers.pretrained import Device, match_tensors, refuse_quantized, skeleton
+from ggtool.quantizers.pretrained import Device, match_tensors, move_buffers, refuse_quantized, skeleton
 from ggtool.quantizers.selectors import ALL
 from ggtool.quantizers.tables import TableQuantizer
 from ggtool.system.progress import Progress
@@ -61,7 +61,7 @@ def calibrate_model(
         name: {key: tensors.pop(key) for key in [*tensors] if key.startswith(f"{name}.")} for name in names
     }
     fill(model, tensors, device)
-    _move_buffers(model, device)
+    move_buffers(model, device)
     with torch.no_grad():
         blocks = Blocks(model, chunks.to(device))
         for index, name in enumerate(names):
@@ -141,10 +141,3 @@ def _fold_factors(
         factors = search_factors(fold, _cost(linear, moments), moments.gram.diagonal(), quantizer)
         fold.apply(factors)
         moments.divide(factors[fold.channels])
-
-
-def _move_buffers(model: nn.Module, device: Device) -> None:
-    """Move the model's buffers; blocks without weights yet cannot be moved whole."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))

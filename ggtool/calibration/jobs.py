@@ -5,12 +5,14 @@ Paths are absolute. `chunks` is an .npy file of token ids (n_chunks, n_ctx).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from ggtool.formats import Format
 from ggtool.quantizers.saved_folder import QuantizedFacts
+from ggtool.source.resolve import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +42,24 @@ class SurveyJob:
 
     source: Path
     chunks: Path
+    threads: int
+    device: Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundJob:
+    """Round the matrices of `source` to the tensor types of a GGUF file, one file a step in `folder`.
+
+    importance: a safetensors file of float32 arrays (n_matrices, n_per_row), llama.cpp's importance by tensor.
+    """
+
+    runs: ClassVar[str] = "ggtool.calibration.tasks:round_gguf"
+    task: ClassVar[str] = "gptq"
+
+    source: ModelSource
+    types: Mapping[str, str]
+    importance: Path
+    chunks: Path
+    folder: Path
     threads: int
     device: Literal["cpu", "cuda"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ggtool.conversion.convert import (
     DEFAULT_FOLDER,
@@ -14,6 +14,7 @@ from ggtool.conversion.convert import (
     convert,
     default_path,
     plan,
+    plan_tensors,
 )
 from ggtool.conversion.lora import ConvertedAdapter, convert_adapter
 from ggtool.conversion.metadata_overrides import split_pair
@@ -29,6 +30,9 @@ from ggtool.system.atomic import atomic_symlink, refuse_existing
 from ggtool.system.disk import parse_size
 from ggtool.system.machine import usable_cpus
 from ggtool.system.progress import Notify, StageProgress
+
+# Keys of a file whose weights were not rounded by llama.cpp: the method, and in words what went into it.
+METHOD_KEY, RECIPE_KEY = "quantize.method", "quantize.recipe"
 
 if TYPE_CHECKING:
     from ggtool.calibration.gguf_mix import SizeTarget
@@ -47,6 +51,8 @@ class ConvertRequest:
     imatrix: Path | None = None
     calibration: Path | None = None
     calibration_chunks: int = 0
+    method: Literal["imatrix", "gptq"] = "imatrix"
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     tensor_types: tuple[str, ...] = ()
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
@@ -181,16 +187,62 @@ def _make(
 
         recipe = choose_recipe(source, request.target, options, request.calibration, threads, progress)
         formats, options = [recipe.format], replace(options, recipe=recipe.tensors)
-    files = convert(
-        source,
-        formats,
-        paths,
-        options=options,
-        force=request.force,
-        threads=threads,
-        progress=lambda done, total, _: progress("converting", done, total),
-    )
+    # Rounded tensors belong to one quant type, so such files are written one at a time.
+    groups = [formats] if request.method == "imatrix" else [[fmt] for fmt in formats]
+    files: list[Converted] = []
+    for group in groups:
+        files += convert(
+            source,
+            group,
+            paths,
+            options=options
+            if request.method == "imatrix"
+            else _rounded(request, source, group[0], options, threads, progress),
+            force=request.force,
+            threads=threads,
+            progress=lambda done, total, _: progress("converting", done, total),
+        )
     return files, recipe
+
+
+def _rounded(
+    request: ConvertRequest,
+    source: ModelSource,
+    fmt: Format,
+    options: Options,
+    threads: int,
+    progress: StageProgress,
+) -> Options:
+    """Return the options with the tensors of one file rounded by error feedback, and with keys that say so."""
+    from ggtool.backends.device import choose_device
+    from ggtool.calibration.gguf_gptq.make import CHUNK_TOKENS, DEFAULT_CHUNKS, round_model
+    from ggtool.calibration.packed import read_calibration
+
+    assert request.calibration is not None
+    assert options.imatrix is not None
+    calibration = read_calibration(
+        source,
+        request.calibration,
+        request.calibration_chunks or None,
+        default=DEFAULT_CHUNKS,
+        n_tokens=CHUNK_TOKENS,
+    )
+    found = round_model(
+        source,
+        {name: kind for name, _, kind in plan_tensors(source, fmt, options)},
+        options.imatrix,
+        calibration,
+        device=choose_device(request.device),
+        threads=threads,
+        progress=lambda done, total: progress(f"rounding {fmt.name}", done, total),
+    )
+    n_chunks, n_ctx = calibration.chunks.shape
+    recipe = (
+        f"{n_chunks} chunks of {n_ctx} tokens, text sha256 {calibration.text_sha256[:16]}; {found.n_improved} of "
+        f"{len(found.facts)} matrices, output error {found.relative_error:.3f} of llama.cpp's"
+    )
+    metadata = {**options.metadata, METHOD_KEY: f"str:{request.method}", RECIPE_KEY: f"str:{recipe}"}
+    return replace(options, rounded=found.tensors, metadata=metadata)
 
 
 def _source(request: ConvertRequest, notify: Notify) -> ModelSource:
@@ -224,6 +276,12 @@ def check_request(request: ConvertRequest, *, dry_run: bool = False) -> None:
         raise UsageError("no quant type named; pass one with --qtype, such as --qtype q4_k_m.")
     if request.imatrix and request.calibration:
         raise UsageError("--imatrix and --calibration exclude each other; pass only one of them.")
+    if request.method == "gptq" and (request.calibration is None or request.vocab_only):
+        raise UsageError(
+            "--method gptq measures what flows through the model: pass a text with --calibration."
+        )
+    if request.method == "gptq" and request.imatrix:
+        raise UsageError("--method gptq makes its own importance matrix of the text; leave out --imatrix.")
     if dry_run and (request.calibration or request.target):
         raise UsageError("--dry-run reads no weights, so it takes neither --calibration nor a target.")
 

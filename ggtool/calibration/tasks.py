@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from ggtool.calibration.calibrated_model import calibrate_model
-from ggtool.calibration.jobs import PackJob, SurveyJob
+from ggtool.calibration.gguf_gptq.model import Plan, quantize_model
+from ggtool.calibration.jobs import PackJob, RoundJob, SurveyJob
 from ggtool.calibration.torch_survey import survey as survey_matrices
 from ggtool.quantizers.saving import make_quantizer, save_quantized
 from ggtool.system.progress import Progress
@@ -42,3 +44,13 @@ def survey(job: SurveyJob, progress: Progress) -> Outcome:
     torch.set_num_threads(job.threads)
     chunks = torch.from_numpy(np.load(job.chunks)).long()
     return Outcome(asdict(survey_matrices(job.source, chunks, job.device, progress)), {}, {})
+
+
+def round_gguf(job: RoundJob, progress: Progress) -> Outcome:
+    """Round a checkpoint's matrices to GGUF's tensor types."""
+    torch.set_num_threads(job.threads)
+    importance = load_file(job.importance)
+    chunks = torch.from_numpy(np.load(job.chunks)).long()
+    plan = Plan(job.types, importance, job.folder, job.threads)
+    quantize_model(job.source, plan, chunks, job.device, progress)
+    return Outcome({}, {}, {})

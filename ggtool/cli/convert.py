@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ggtool.cli.flags import (
     AllowPickle,
+    Device,
     Force,
     Json,
     Model,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ggtool.conversion.lora import ConvertedAdapter
 
 _MIB = 2**20
+Method = Literal["imatrix", "gptq"]
 _TYPES, _MATRIX, _FILES = "Tensor types", "Importance matrix", "Files"
 
 
@@ -70,6 +72,21 @@ def convert(
             rich_help_panel=_MATRIX,
         ),
     ] = 0,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            case_sensitive=False,
+            help="imatrix: rounded as llama.cpp does. gptq: with error feedback, closer to the original at the same size.",
+            rich_help_panel=_MATRIX,
+        ),
+    ] = "imatrix",
+    device: Annotated[
+        Device,
+        typer.Option(
+            "--device", case_sensitive=False, help="Where --method gptq computes.", rich_help_panel=_MATRIX
+        ),
+    ] = "cpu",
     tensor_type: Annotated[
         list[str] | None,
         _text("--tensor-type", "REGEX=TYPE for tensors whose name it is found in. Repeatable.", _TYPES),
@@ -121,6 +138,8 @@ def convert(
 
     [bold]ggtool convert --qtype iq3_xxs --calibration text.txt[/bold]
 
+    [bold]ggtool convert --qtype q4_k_m --calibration text.txt --method gptq[/bold]
+
     [bold]ggtool convert --dry-run[/bold]
 
     [bold]ggtool convert --model ./my-lora --base ./my-llama --merge --qtype q4_k_m[/bold]
@@ -139,6 +158,8 @@ def convert(
         imatrix=imatrix,
         calibration=calibration,
         calibration_chunks=calibration_chunks,
+        method=method,
+        device=device,
         tensor_types=tuple(tensor_type or ()),
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,

@@ -132,7 +132,9 @@ def convert(
     for path, _ in outputs:
         refuse_existing(path, force=force)
     check_space({path: layout.n_bytes for path, layout in outputs})
-    _write(tensors, outputs, design, force=force, threads=threads or usable_cpus(), progress=progress)
+    _write(
+        tensors, outputs, design, options, force=force, threads=threads or usable_cpus(), progress=progress
+    )
     seconds = time.monotonic() - started
     return [Converted(parts[0], what, seconds) for parts, what in zip(named, _describe(design), strict=True)]
 
@@ -141,6 +143,7 @@ def _write(
     tensors: Sequence[ModelTensor],
     outputs: Sequence[tuple[Path, FileLayout]],
     design: Design,
+    options: Options,
     *,
     force: bool,
     threads: int,
@@ -149,7 +152,7 @@ def _write(
     with ExitStack() as stack:
         # Contexts exit in reverse order, so the first part of a split model appears after all others.
         files = [(stack.enter_context(atomic_output(path, force=force)), layout) for path, layout in outputs]
-        write_files(tensors, files, threads, progress, design.importance)
+        write_files(tensors, files, threads, progress, design.importance, options.rounded)
         for temporary, layout in files:
             verify(temporary, layout)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
 
 from ggtool.gguf.imatrix import ImportanceMatrix
 
@@ -41,6 +44,8 @@ class Options:
         metadata: keys to add or to replace, as `ggtool.conversion.metadata_overrides` reads them.
         vocab_only: no tensors.
         split_max_bytes: most bytes of tensors in one file.
+        rounded: tensor -> its data in place of what would be made of the checkpoint's: the bytes of all rows (uint8), or
+            the values of a float tensor (float32). For one quant type at a time.
 
     """
 
@@ -51,6 +56,7 @@ class Options:
     metadata: Mapping[str, str] = field(default_factory=dict)
     vocab_only: bool = False
     split_max_bytes: int | None = None
+    rounded: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 NO_OPTIONS = Options()

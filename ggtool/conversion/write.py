@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +82,11 @@ def write_files(
     threads: int,
     progress: FileProgress | None,
     importance: Importance,
+    rounded: Mapping[str, npt.NDArray[Any]],
 ) -> None:
     """Fill the files at `outputs` (they exist and are empty); progress(done, total, tensor) counts bytes read.
+
+    rounded: tensors whose data is made already, see `ggtool.conversion.options.Options`.
 
     Raises SourceError for a weight that is not finite or outside a tensor type's range, OutputError if the disk is
     full; the remaining pieces are cancelled.
@@ -99,7 +103,15 @@ def write_files(
             for placed in layout.tensors:
                 place = _Place(descriptor, path, len(layout.header) + placed.offset)
                 places[placed.name].setdefault(placed.type_name, []).append(place)
-        pieces = [piece for tensor in tensors for piece in _pieces(tensor, importance.get(tensor.name))]
+        for name, data in rounded.items():
+            for type_name, targets in places[name].items():
+                _write_rounded(name, type_name, data, targets)
+        pieces = [
+            piece
+            for tensor in tensors
+            if tensor.name not in rounded
+            for piece in _pieces(tensor, importance.get(tensor.name))
+        ]
         _run(pieces, places, threads, progress)
 
 
@@ -134,6 +146,13 @@ def _run(
                     progress(done, total, piece.tensor.name)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _write_rounded(name: str, type_name: str, data: npt.NDArray[Any], targets: Sequence[_Place]) -> None:
+    made = data if data.dtype == np.uint8 else quantize_rows(type_name, data.reshape(1, -1))
+    assert valid(type_name, made), f"{name} was rounded to something that is no {type_name}"
+    for place in targets:
+        _write_at(place, made.data)
 
 
 def _pieces(tensor: ModelTensor, importance: npt.NDArray[np.float32] | None) -> Iterator[_Piece]:

@@ -114,7 +114,7 @@ def _build() -> Path:
     if not is_whole(file):
         with tempfile.TemporaryDirectory(prefix="ggtool-kernels-") as scratch:
             made = Path(scratch) / "products.so"
-            _run([*compiler, *flags, str(_SOURCES / "products.cpp"), "-o", str(made)])
+            _run([*compiler, *flags, *map(str, sorted(_SOURCES.glob("*.cpp"))), "-o", str(made)])
             content = made.read_bytes()
         try:
             with atomic_output(file, force=True) as temporary:

@@ -222,3 +222,10 @@ def _explained(folder: Path) -> Iterator[None]:
     except _LOADER_ERRORS as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise SourceError(f"transformers cannot load {folder}: {said[0].rstrip('.')}.") from error
+
+
+def move_buffers(model: nn.Module, device: Device) -> None:
+    """Move the model's buffers; blocks without weights yet cannot be moved whole."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))

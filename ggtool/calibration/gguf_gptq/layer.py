@@ -1,0 +1,115 @@
+"""Round one layer: correct its target for the error before it, round, and keep llama.cpp's own bytes where they are better.
+
+Fitted on most calibration chunks; what is kept is decided on the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ggtool.calibration.gguf_gptq.inputs import Inputs, Summary
+from ggtool.calibration.gguf_gptq.matrix import DAMPING, costs, packed, round_matrix
+from ggtool.conversion.ggml import dequantize_rows, quantize_rows
+from ggtool.errors import MeasureError
+
+Floats = npt.NDArray[np.float32]
+# Strengths of the correction for the error of what comes before.
+_STRENGTHS = (0.0, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix as it goes into the file.
+
+    Attributes:
+        data: its bytes, row after row. weights: what llama.cpp makes of them, float32 (n_rows, n_columns).
+        bias: the corrected bias, where there is one. strength: of the target's correction.
+        error, stock_error: mean squared output error on the chunks it was not fitted on, ours and llama.cpp's own rounding.
+
+    """
+
+    data: npt.NDArray[np.uint8]
+    weights: Floats
+    bias: Floats | None
+    strength: float
+    error: float
+    stock_error: float
+
+    @property
+    def facts(self) -> dict[str, float | str]:
+        """What the recipe records of it."""
+        return {
+            "rounding": "llama.cpp" if self.is_stock else "gptq",
+            "correction": self.strength,
+            "error": self.error,
+            "error_llama_cpp": self.stock_error,
+        }
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether llama.cpp's own bytes were kept."""
+        return not self.error < self.stock_error
+
+
+@dataclass(frozen=True)
+class Moments:
+    """One input's moments on the chunks to fit on, and on those to judge by. Layers with the same input share them."""
+
+    fitted: Inputs
+    judged: Inputs
+
+    def check(self, name: str) -> None:
+        """Raise MeasureError unless all inputs were finite."""
+        if not (self.fitted.is_finite and self.judged.is_finite):
+            raise MeasureError(f"{name} was given a number that is not finite while calibrating.")
+
+
+def round_layer(
+    type_name: str,
+    weights: Floats,
+    bias: Floats | None,
+    moments: Moments,
+    importance: Floats | None,
+    threads: int,
+    damping: float = DAMPING,
+) -> Rounded:
+    """Round `weights` (n_rows, n_columns); importance: what llama.cpp weighs its own rounding with, float32 (n_columns,)."""
+    fitted, judged = (one.summary(centred=bias is not None) for one in (moments.fitted, moments.judged))
+    exact = torch.from_numpy(weights).to(fitted.hessian)
+    cost = costs(fitted.hessian.cpu().numpy(), damping)
+    strength, target = _target(exact, fitted, judged, damping)
+    parts = round_matrix(type_name, target.cpu().numpy(), cost, importance, threads)
+    ours = packed(type_name, parts)
+    stock = quantize_rows(type_name, weights, importance)
+    widened = [dequantize_rows(type_name, data, weights.shape[1]) for data in (ours, stock)]
+    error, stock_error = (
+        float(judged.errors(torch.from_numpy(one).to(exact), exact).sum()) for one in widened
+    )
+    better = error < stock_error
+    data, kept = (ours, widened[0]) if better else (stock, widened[1])
+    if bias is not None:
+        bias = bias + _shift(exact, torch.from_numpy(kept).to(exact), fitted)
+    return Rounded(data, kept, bias, strength, error, stock_error)
+
+
+def _target(weights: Tensor, fitted: Summary, judged: Summary, damping: float) -> tuple[float, Tensor]:
+    """Return the strength of correction that serves the unfitted chunks best, and the weights to be rounded."""
+    share = damping * (float(fitted.hessian.diagonal().mean()) or 1.0)
+    damped = fitted.hessian.double() + share * torch.eye(len(fitted.hessian)).to(fitted.hessian.double())
+    # The error of y q is least, for q that need not be rounded, at w + w (G - H)' inverse(H).
+    drift = weights.double() @ (fitted.cross - fitted.hessian).T.double()
+    step = torch.cholesky_solve(drift.T, torch.linalg.cholesky(damped)).T.to(torch.float32)
+    tried = {one: float(judged.errors(weights + one * step, weights).sum()) for one in _STRENGTHS}
+    strength = min(tried, key=lambda one: tried[one])
+    return strength, weights + strength * step
+
+
+def _shift(weights: Tensor, rounded: Tensor, fitted: Summary) -> Floats:
+    """Return what the rounded layer's outputs lack on average, (n_rows,)."""
+    found: Floats = (weights @ fitted.original_mean - rounded @ fitted.mean).cpu().numpy()
+    return found

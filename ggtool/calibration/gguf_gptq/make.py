@@ -1,0 +1,108 @@
+"""Round a checkpoint for a GGUF file in a child process, with what was finished kept in the cache: a second run goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from ggtool.calibration.cached import rounded_folder
+from ggtool.calibration.gguf_gptq.stored import read_all
+from ggtool.calibration.jobs import RoundJob
+from ggtool.calibration.packed import Calibration
+from ggtool.conversion.architectures import find_architecture
+from ggtool.errors import UsageError
+from ggtool.gguf.grids import GRIDS
+from ggtool.gguf.imatrix import ImportanceMatrix
+from ggtool.source.resolve import ModelSource
+from ggtool.system import worker
+from ggtool.system.progress import Progress
+
+# Of the calibration text, unless --calibration-chunks says otherwise.
+DEFAULT_CHUNKS = 128
+CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class RoundedModel:
+    """Tensors for the writer, by GGUF name: the bytes of matrices (uint8), and biases (float32); facts on each matrix."""
+
+    tensors: Mapping[str, npt.NDArray[Any]]
+    facts: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def n_improved(self) -> int:
+        """The number of matrices that are not as llama.cpp would have made them."""
+        return sum(one["rounding"] == "gptq" for one in self.facts.values())
+
+    @property
+    def relative_error(self) -> float:
+        """The geometric mean over matrices of our output error over llama.cpp's, on text that was not fitted on."""
+        ratios = [
+            min(one["error"] / one["error_llama_cpp"], 1.0)
+            for one in self.facts.values()
+            if one["error_llama_cpp"] > 0
+        ]
+        return float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-12))))) if ratios else 1.0
+
+
+def check_source(source: ModelSource) -> None:
+    """Raise UsageError for a checkpoint that the method cannot be used on."""
+    if find_architecture(source.config) is None:
+        raise UsageError(
+            f"--method gptq knows ggtool's own architectures (`ggtool formats --architectures`), and {source.name} is not of one."
+        )
+    if not source.is_plain:
+        raise UsageError(
+            f"--method gptq starts from plain float weights, and those of {source.name} are packed or an adapter's."
+        )
+
+
+def round_model(
+    source: ModelSource,
+    types: Mapping[str, str],
+    imatrix: ImportanceMatrix,
+    calibration: Calibration,
+    *,
+    device: Literal["cpu", "cuda"],
+    threads: int,
+    progress: Progress,
+) -> RoundedModel:
+    """Return the tensors of a file of these `types`; progress counts the model's blocks and its head.
+
+    Raises MeasureError with the reason when the child cannot make them.
+    """
+    check_source(source)
+    importance = {name: entry.weights() for name, entry in imatrix.entries.items()}
+    digest = hashlib.sha256(json.dumps(sorted(types.items())).encode())
+    for name in sorted(importance):
+        digest.update(name.encode() + importance[name].tobytes())
+    digest.update(calibration.sha256.encode())
+    folder = rounded_folder(source) / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(kind in GRIDS for kind in types.values()):
+        with tempfile.TemporaryDirectory(prefix="ggtool-calibrate-") as scratch:
+            chunks, weights = Path(scratch) / "chunks.npy", Path(scratch) / "importance.safetensors"
+            np.save(chunks, calibration.chunks)
+            save_file({name: array for name, array in importance.items() if name in types}, weights)
+            job = RoundJob(
+                # A copy without what was read so far: it goes to another process.
+                source=replace(source, folder=source.folder.resolve()),
+                types=dict(types),
+                importance=weights,
+                chunks=chunks,
+                folder=folder.resolve(),
+                threads=threads,
+                device=device,
+            )
+            worker.run(job, progress)
+    tensors, facts = read_all(folder)
+    return RoundedModel(tensors, facts)

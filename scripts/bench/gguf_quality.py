@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""How much closer to the original `--method gptq` makes a GGUF than llama.cpp's own quantization, at the same types and bytes.
+
+    python scripts/bench/gguf_quality.py --model M --calibration TEXT --text heldout=FILE --text other=FILE --folder OUT
+
+For each quant type and each seed (a drawing of pieces from the calibration text) both methods make a file from the same text: llama.cpp's
+rounding with that text's importance matrix, byte for byte what llama-quantize makes, and ours. Divergence is from the F32 file,
+in llama.cpp, over the second half of each chunk of 512 tokens, the reference computed once for all files. The error of a
+ratio is that of paired chunks.
+
+What is there is not made or measured again, so the run can be stopped and goes on; `--workers N` measures N parts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+from quality import Remembered
+
+from ggtool import corpus
+from ggtool.api import convert
+from ggtool.backends import LoadOptions
+from ggtool.backends.llama_cpp.backend import LlamaCppBackend
+from ggtool.calibration.make_gguf import ConvertRequest
+from ggtool.evaluation.metrics.divergence import compare
+from ggtool.evaluation.metrics.windows import cut
+from ggtool.gguf.header import read_header
+from ggtool.source.resolve import resolve
+
+N_CTX = 512
+PIECES = 512
+METHODS = ("imatrix", "gptq")
+
+
+def drawn(text: str, seed: int, n_characters: int) -> str:
+    """Return whole paragraphs from places of the text that the seed decides."""
+    lines = text.split("\n")
+    pieces = ["\n".join(part) for part in np.array_split(np.array(lines, object), PIECES)]
+    found, length = [], 0
+    for index in np.random.default_rng(seed).permutation(len(pieces)):
+        found.append(pieces[index])
+        length += len(pieces[index])
+        if length > n_characters:
+            break
+    return "\n".join(found)
+
+
+def make(arguments: argparse.Namespace, qtype: str, method: str, seed: int) -> Path:
+    """Return one file, made now unless it is there."""
+    name = qtype.lower() if qtype.lower() == "f32" else f"{qtype.lower()}-{method}-{seed}"
+    path: Path = arguments.folder / f"{name}.gguf"
+    if path.exists():
+        return path
+    text = arguments.folder / f"calibration-{seed}.txt"
+    request = ConvertRequest(
+        qtypes=(qtype,),
+        model=arguments.model,
+        out=path,
+        calibration=None if qtype.lower() == "f32" else text,
+        calibration_chunks=arguments.calibration_chunks,
+        method="gptq" if method == "gptq" else "imatrix",
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    convert(request)
+    print(f"made {path.name}", file=sys.stderr, flush=True)
+    return path
+
+
+def wanted(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """Return (quant type, method, seed) of every file."""
+    return [
+        (qtype, method, seed)
+        for seed in range(arguments.seeds)
+        for qtype in arguments.qtypes.split(",")
+        for method in METHODS
+    ]
+
+
+def measure(arguments: argparse.Namespace, name: str, part: int, n_parts: int) -> None:
+    """Measure every file on every n_parts-th chunk of one text, and write a line a chunk."""
+    source = resolve(arguments.model, None, lambda note: None)
+    ids = corpus.tokenize(Path(arguments.texts[name]).read_text(encoding="utf-8"), source).ids
+    windows = cut("llama", len(ids), N_CTX, n_chunks=arguments.chunks)[part::n_parts]
+    out = arguments.folder / f"{name}-{part}-of-{n_parts}.jsonl"
+    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    done = {(line["file"], line["sha256"], line["chunk"]) for line in map(json.loads, lines)}
+    files = [make(arguments, *what) for what in wanted(arguments)]
+    options = LoadOptions(N_CTX, 1)
+    with ExitStack() as stack:
+        reference = Remembered(
+            stack.enter_context(closing(LlamaCppBackend(None, arguments.folder / "f32.gguf", options)))
+        )
+        opened = [
+            (path.stem, _sha256(path), stack.enter_context(closing(LlamaCppBackend(None, path, options))))
+            for path in files
+        ]
+        file = stack.enter_context(out.open("a", encoding="utf-8"))
+        for window in windows:
+            for stem, sha256, backend in opened:
+                if (stem, sha256, int(window.first)) in done:
+                    continue
+                found = compare(backend, reference, ids, [window])
+                facts = {
+                    "file": stem,
+                    "sha256": sha256,
+                    "chunk": int(window.first),
+                    "kld": float(found.kld.mean()),
+                    "same_top": float(found.same_top.mean()),
+                    "loss": float(found.loss.mean()),
+                    "reference_loss": float(found.reference_loss.mean()),
+                }
+                file.write(json.dumps(facts) + "\n")
+            file.flush()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def tables(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the lines of one Markdown table a text."""
+    for name in arguments.texts:
+        values: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+        for path in sorted(arguments.folder.glob(f"{name}-*-of-*.jsonl")):
+            for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                values[line["file"]][line["chunk"]] = line
+        yield f"### {name}"
+        yield "| type | bytes of weights, both | chunks | KLD llama.cpp | KLD gptq | ratio | same top % | worst and best seed |"
+        yield "|---|--:|--:|--:|--:|--:|--:|--:|"
+        for qtype in arguments.qtypes.split(","):
+            rows = [_row(values, qtype, seed) for seed in range(arguments.seeds)]
+            found = [row for row in rows if row is not None]
+            if found:
+                yield _line(arguments, qtype, found)
+        yield ""
+
+
+def _row(
+    values: dict[str, dict[int, dict[str, float]]], qtype: str, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    stock, ours = (values.get(f"{qtype.lower()}-{method}-{seed}", {}) for method in METHODS)
+    chunks = sorted(stock.keys() & ours.keys())
+    if not chunks:
+        return None
+    columns = ([one[chunk][key] for chunk in chunks] for one, key in ((stock, "kld"), (ours, "kld")))
+    tops = np.array([[one[chunk]["same_top"] for chunk in chunks] for one in (stock, ours)])
+    first, second = (np.array(column) for column in columns)
+    return first, second, tops
+
+
+def _line(
+    arguments: argparse.Namespace, qtype: str, rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> str:
+    sizes = [
+        sum(
+            tensor.n_bytes
+            for tensor in read_header(arguments.folder / f"{qtype.lower()}-{method}-0.gguf").tensors
+        )
+        for method in METHODS
+    ]
+    same = f"{sizes[0]:,}" if sizes[0] == sizes[1] else f"{sizes[0]:,} and {sizes[1]:,}"
+    # Chunks are the samples; seeds are averaged within a chunk as far as each was measured.
+    ratios = [float(ours.mean() / stock.mean()) for stock, ours, _ in rows]
+    stock, ours, tops = rows[0]
+    error = (
+        float((ours - ratios[0] * stock).std(ddof=1) / np.sqrt(len(stock)) / stock.mean())
+        if len(stock) > 1
+        else 0
+    )
+    return (
+        f"| {qtype.upper()} | {same} | {len(stock)} | {stock.mean():.6f} ± {_stderr(stock):.6f} | {ours.mean():.6f} ± "
+        f"{_stderr(ours):.6f} | **{ratios[0]:.3f}** ± {error:.3f} | {100 * tops[0].mean():.2f} → {100 * tops[1].mean():.2f} | "
+        f"{max(ratios):.3f}, {min(ratios):.3f} |"
+    )
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="a checkpoint's folder")
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--text", action="append", required=True, help="NAME=FILE; repeatable")
+    parser.add_argument("--qtypes", default="q4_k_m,q4_0,q3_k_m,q2_k,q6_k,iq4_xs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--chunks", type=int, default=200)
+    parser.add_argument("--calibration-chunks", type=int, default=0, help="of 512 tokens, for both methods")
+    parser.add_argument("--calibration-characters", type=int, default=450_000, help="drawn for each seed")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--makers", type=int, default=1, help="files made at once")
+    parser.add_argument("--threads", type=int, default=1, help="of each maker")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --method gptq")
+    found = parser.parse_args()
+    found.texts = dict(pair.split("=", 1) for pair in found.text)
+    return found
+
+
+def main() -> None:
+    """Make the files, measure them, print the tables."""
+    arguments = _arguments()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    text = arguments.calibration.read_text(encoding="utf-8")
+    for seed in range(arguments.seeds):
+        drawing = drawn(text, seed, arguments.calibration_characters)
+        (arguments.folder / f"calibration-{seed}.txt").write_text(drawing, encoding="utf-8")
+    make(arguments, "f32", "imatrix", 0)
+    context = multiprocessing.get_context("spawn")
+    for method in METHODS:  # the importance matrices first, which both methods take out of the cache
+        todo = [what for what in wanted(arguments) if what[1] == method]
+        first = [what for what in todo if what[0] == arguments.qtypes.split(",")[0]]
+        with ProcessPoolExecutor(arguments.makers, context) as pool:
+            for some in (first, [what for what in todo if what not in first]):
+                for done in [pool.submit(make, arguments, *what) for what in some]:
+                    done.result()
+    with ProcessPoolExecutor(arguments.workers, context) as pool:
+        parts = [
+            pool.submit(measure, arguments, name, part, arguments.workers)
+            for name in arguments.texts
+            for part in range(arguments.workers)
+        ]
+        for part in parts:
+            part.result()
+    print("\n".join(tables(arguments)))
+
+
+if __name__ == "__main__":
+    main()
