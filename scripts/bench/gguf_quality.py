@@ -91,7 +91,9 @@ def measure(arguments: argparse.Namespace, name: str, part: int, n_parts: int) -
     """Measure every file on every n_parts-th chunk of one text, and write a line a chunk."""
     source = resolve(arguments.model, None, lambda note: None)
     ids = corpus.tokenize(Path(arguments.texts[name]).read_text(encoding="utf-8"), source).ids
-    windows = cut("llama", len(ids), N_CTX, n_chunks=arguments.chunks)[part::n_parts]
+    is_first = name == next(iter(arguments.texts))
+    windows = cut("llama", len(ids), N_CTX, n_chunks=arguments.chunks)
+    few = {window.first for window in windows[: arguments.other_chunks or None]}
     out = arguments.folder / f"{name}-{part}-of-{n_parts}.jsonl"
     lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
     done = {(line["file"], line["sha256"], line["chunk"]) for line in map(json.loads, lines)}
@@ -106,9 +108,10 @@ def measure(arguments: argparse.Namespace, name: str, part: int, n_parts: int) -
             for path in files
         ]
         file = stack.enter_context(out.open("a", encoding="utf-8"))
-        for window in windows:
+        for window in windows[part::n_parts]:
             for stem, sha256, backend in opened:
-                if (stem, sha256, int(window.first)) in done:
+                is_whole = is_first and stem.endswith("-0")
+                if (stem, sha256, int(window.first)) in done or not (is_whole or window.first in few):
                     continue
                 found = compare(backend, reference, ids, [window])
                 facts = {
@@ -199,6 +202,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--qtypes", default="q4_k_m,q4_0,q3_k_m,q2_k,q6_k,iq4_xs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--chunks", type=int, default=200)
+    parser.add_argument(
+        "--other-chunks", type=int, default=0, help="of seeds and texts behind the first; 0 is all"
+    )
     parser.add_argument("--calibration-chunks", type=int, default=0, help="of 512 tokens, for both methods")
     parser.add_argument("--calibration-characters", type=int, default=450_000, help="drawn for each seed")
     parser.add_argument("--folder", type=Path, required=True)
