@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ggtool.backends import SamplingParams
 from ggtool.backends.text_backend import StopReason, TextBackend
@@ -18,19 +18,20 @@ from ggtool.backends.text_backend import StopReason, TextBackend
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to a prompt of `n_prompt` tokens, and why it stopped."""
+    """What the model said to a prompt of `n_prompt` tokens in `n_predict` of its own, and why it stopped.
+
+    tokens are None where a server keeps them to itself. steps: messages between the entry and the text, in OpenAI's form:
+    calls of tools and what they gave.
+    """
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | None
     n_prompt: int
+    n_predict: int
     ttft_s: float
     tg_ts: float
     stop_reason: StopReason | Literal["interrupted"]
-
-    @property
-    def n_predict(self) -> int:
-        """How many tokens the model made."""
-        return len(self.tokens)
+    steps: tuple[dict[str, Any], ...] = ()
 
 
 def stream_answer(
@@ -69,9 +70,13 @@ def stream_answer(
     if not moments:
         moments.append(time.perf_counter())
     emit(decoder.finish())
-    made_s = moments[-1] - moments[0]
-    tg_ts = (len(moments) - 1) / made_s if made_s > 0 else 0.0
-    return Answer("".join(pieces), tuple(tokens), len(prompt), moments[0] - started, tg_ts, stop)
+    ttft_s, tg_ts = moments[0] - started, rate(len(moments), moments[-1] - moments[0])
+    return Answer("".join(pieces), tuple(tokens), len(prompt), len(tokens), ttft_s, tg_ts, stop)
+
+
+def rate(n_tokens: int, seconds: float) -> float:
+    """Return the tokens per second behind the first of `n_tokens`, 0 where there is no second one."""
+    return (n_tokens - 1) / seconds if seconds > 0 and n_tokens > 1 else 0.0
 
 
 def describe(answer: Answer) -> str:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ggtool.backends.text_backend import TextBackend, Vocabulary
-from ggtool.chat.answer import Answer
 from ggtool.chat.template import ChatTemplate
 
 
 @dataclass(frozen=True)
 class Turn:
-    """An entry and the answer it got, whole or cut short; tokens are None where they are not known any more."""
+    """An entry and the answer it got, whole or cut short; tokens are None where they are not known any more.
+
+    steps: see `Answer`.
+    """
 
     entry: str
     text: str
     tokens: tuple[int, ...] | None = None
+    steps: tuple[dict[str, Any], ...] = ()
 
 
 class Conversation(Protocol):
@@ -39,14 +42,6 @@ class Conversation(Protocol):
         """Return the token ids to go on from after `entry`, without remembering it."""
         ...
 
-    def add(self, entry: str, answer: Answer) -> None:
-        """Remember an entry and the answer it got, whole or cut short."""
-        ...
-
-    def clear(self) -> None:
-        """Start over, keeping the system message."""
-        ...
-
 
 class Dialogue:
     """Messages in the format the model was trained on. `system` may be empty."""
@@ -63,14 +58,6 @@ class Dialogue:
             messages.append({"role": "user", "content": turn.entry})
             messages.append({"role": "assistant", "content": turn.text})
         return self._template.prompt([*messages, {"role": "user", "content": entry}])
-
-    def add(self, entry: str, answer: Answer) -> None:
-        """Remember a message and its answer."""
-        self.turns.append(Turn(entry, answer.text, answer.tokens))
-
-    def clear(self) -> None:
-        """Forget all messages but the system's."""
-        self.turns.clear()
 
 
 class Transcript:
@@ -91,14 +78,6 @@ class Transcript:
         for turn in self.turns:
             tokens = [*self._appended(tokens, opening, turn.entry), *self._made(turn)]
         return self._appended(tokens, opening, entry)
-
-    def add(self, entry: str, answer: Answer) -> None:
-        """Remember an entry and its continuation."""
-        self.turns.append(Turn(entry, answer.text, answer.tokens))
-
-    def clear(self) -> None:
-        """Begin a new text."""
-        self.turns.clear()
 
     def _appended(self, tokens: Sequence[int], opening: str, entry: str) -> list[int]:
         if not tokens:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -17,9 +17,11 @@ from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import TextBackend
 from ggtool.chat.answer import Answer, describe, stream_answer
-from ggtool.chat.conversation import Conversation, open_conversation
 from ggtool.chat.find_model import find_model, list_models
 from ggtool.chat.output import write
+from ggtool.chat.remote import RemoteTalk, Server
+from ggtool.chat.talk import LocalTalk, Talk
+from ggtool.chat.tools import Tool, Toolbox
 from ggtool.errors import UsageError
 
 _UNTIL_THE_READER_LEAVES = suppress(BrokenPipeError)  # `| head` has what it wanted
@@ -44,28 +46,74 @@ def run_chat(
     entry. Raises UsageError and ArtifactError; at a terminal, what goes wrong later is only said.
     """
     notes = _stderr(quiet=quiet)
-    at_terminal = sys.stdin is not None and sys.stdin.isatty()
-    entry = "" if at_terminal else _read_stdin()
-    if path is None and at_terminal:
-        path = _choose()
-    with _open(path, params, n_ctx, threads, device, engine) as (found, backend):
-        conversation = open_conversation(backend, system or "")
+    entry = _entry()
+    with _open(choose_model(path), params, n_ctx, threads, device, engine) as (found, backend):
         if backend.chat_template is None:
-            _say_base_model(notes, found, system)
-        if at_terminal:
+            _say_base_model(notes, found.name, system)
+        options = TextOptions(n_ctx, threads, device)
+        talk = LocalTalk(
+            backend,
+            str(found),
+            system=system or "",
+            open_model=lambda other: IsolatedModel(other, options),
+        )
+        _run(talk, entry, params, quiet=quiet)
+
+
+def run_remote_chat(
+    server: Server,
+    params: SamplingParams,
+    *,
+    system: str | None = None,
+    schema: dict[str, Any] | None = None,
+    tools: Sequence[Tool] = (),
+    title: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Talk to a model behind a server, at a terminal or, in a pipe, once.
+
+    schema: JSON schema that every answer fits. tools: what the model may call, each call shown and allowed first. title: a
+    name to show for the model. Raises as run_chat does.
+    """
+    check_sampling(params)
+    notes = _stderr(quiet=quiet)
+    entry = _entry()
+    if tools and entry is not None:
+        raise UsageError("--tools needs a terminal: each call is shown there, and allowed or not.")
+    toolbox = None
+    if tools:
+        from ggtool.chat.terminal import ask_yes
+
+        toolbox = Toolbox(tools, ask_yes, lambda line: notes.print(line, style="dim", markup=False))
+    talk = RemoteTalk(server, system=system or "", schema=schema, toolbox=toolbox, title=title)
+    if talk.continues:
+        _say_base_model(notes, talk.name, system)
+    _run(talk, entry, params, quiet=quiet)
+
+
+def _run(talk: Talk, entry: str | None, params: SamplingParams, *, quiet: bool) -> None:
+    """Answer one entry, or those of a terminal where there is none."""
+    with _UNTIL_THE_READER_LEAVES:
+        if entry is None:
             from ggtool.chat.terminal import Terminal
 
-            with _UNTIL_THE_READER_LEAVES:
-                Terminal(
-                    backend,
-                    conversation,
-                    params,
-                    name=str(found),
-                    quiet=quiet,
-                    open_model=lambda other: IsolatedModel(other, TextOptions(n_ctx, threads, device)),
-                ).run()
-        else:
-            _answer_once(backend, conversation, entry, params, notes)
+            Terminal(talk, params, quiet=quiet).run()
+            return
+        answer = talk.answer(entry, params, write)
+        if answer.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+        write(_missing_newline(answer.text))
+        _note_cost(_stderr(quiet=quiet), answer)
+
+
+def _entry() -> str | None:
+    """Return all of stdin, None at a terminal; UsageError when there is nothing."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return None
+    entry = _read_stdin()
+    if not entry:
+        raise UsageError("there is no text on standard input; give it a prompt.")
+    return entry
 
 
 def run_generate(
@@ -98,8 +146,10 @@ def run_generate(
         _note_cost(_stderr(quiet=quiet), answer)
 
 
-def _choose() -> Path | None:
-    """Let the user choose among several models in models/; None where there is no choice."""
+def choose_model(path: Path | None) -> Path | None:
+    """Return `path`; without one, at a terminal, let the user choose among several models in models/."""
+    if path is not None or sys.stdin is None or not sys.stdin.isatty():
+        return path
     models = list_models()
     if len(models) < 2:
         return None
@@ -116,17 +166,6 @@ def _choose() -> Path | None:
     if not chosen.isdecimal() or not 1 <= int(chosen) <= len(models):
         raise UsageError(f"there is no model {chosen!r}; the numbers are 1 to {len(models)}.")
     return models[int(chosen) - 1]
-
-
-def _answer_once(
-    backend: TextBackend, conversation: Conversation, entry: str, params: SamplingParams, notes: Console
-) -> None:
-    if not entry:
-        raise UsageError("there is no text on standard input; give it a prompt.")
-    with _UNTIL_THE_READER_LEAVES:
-        answer = stream_answer(backend, conversation.prompt(entry), params, write)
-        write(_missing_newline(answer.text))
-        _note_cost(notes, answer)
 
 
 @contextmanager
@@ -170,8 +209,8 @@ def _as_json(answer: Answer, model: Path, prompt: str, params: SamplingParams) -
     return json.dumps(facts, indent=2, allow_nan=False) + "\n"
 
 
-def _say_base_model(notes: Console, path: Path, system: str | None) -> None:
-    said = f"{path.name} has no chat template (a base model): it does not answer, it continues your text."
+def _say_base_model(notes: Console, name: str, system: str | None) -> None:
+    said = f"{name} has no chat template (a base model): it does not answer, it continues your text."
     if system:
         said += " --system is put before it as plain text."
     notes.print(said, style="yellow", markup=False)

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -21,12 +21,11 @@ from rich.console import Console
 
 from ggtool.backends import SamplingParams
 from ggtool.backends.sampling import check_sampling
-from ggtool.backends.text_backend import TextBackend
-from ggtool.chat.answer import Answer, describe, stream_answer
-from ggtool.chat.conversation import Conversation, Transcript, Turn, open_conversation
-from ggtool.chat.find_model import find_model, list_models
+from ggtool.chat.answer import Answer, describe
+from ggtool.chat.conversation import Turn
 from ggtool.chat.output import clean, show, write
 from ggtool.chat.saved import load_conversation, save_conversation
+from ggtool.chat.talk import Talk
 from ggtool.chat.wrap import Wrapper
 from ggtool.errors import CrashError, GgtoolError, UsageError
 
@@ -57,21 +56,14 @@ class Terminal:
 
     def __init__(
         self,
-        backend: TextBackend,
-        conversation: Conversation,
+        talk: Talk,
         params: SamplingParams,
         *,
-        name: str,
         quiet: bool = False,
-        open_model: Callable[[Path], TextBackend] | None = None,
     ) -> None:
-        self._backend = backend
-        self._conversation = conversation
+        self._talk = talk
         self._params = params
-        self._name = name
         self._quiet = quiet
-        self._open_model = open_model
-        self._is_other = False  # than the model that the caller opened, and closes
         self._last: Answer | None = None
         self._retries = 0
         self._draft = ""  # what the next prompt begins with
@@ -93,13 +85,12 @@ class Terminal:
     def run(self) -> None:
         """Read entries and answer them until /exit or the end of input."""
         session = _session(list(self._commands))
-        self._note(f"{self._name} · {self._backend.description} · context {self._backend.n_ctx} · /help")
+        self._note(f"{self._talk.name} · {self._talk.facts} · /help")
         try:
             while self._turn(session):
                 pass
         finally:
-            if self._is_other:
-                self._backend.close()
+            self._talk.close()
 
     def _turn(self, session: PromptSession[str]) -> bool:
         """Read one entry and do what it asks; False when the user leaves."""
@@ -127,46 +118,36 @@ class Terminal:
             raise UsageError(f"there is no command {name}; there are {', '.join(self._commands)}.")
 
     def _answer(self, entry: str) -> None:
-        if not entry.strip() and not (
-            isinstance(self._conversation, Transcript) and self._conversation.turns
-        ):
+        if not entry.strip() and not (self._talk.continues and self._talk.turns):
             return
-        prompt = self._conversation.prompt(entry)
-        if len(prompt) > self._backend.n_ctx:
-            raise UsageError(
-                f"the conversation would have {len(prompt)} tokens and the context holds {self._backend.n_ctx}; "
-                "/clear starts over, --n-ctx sets the context."
-            )
         # Each turn draws with a seed of its own, and the same turns of the same seed give the same text.
-        seed = self._params.seed + len(self._conversation.turns) + _RETRY_STEP * self._retries
+        seed = self._params.seed + len(self._talk.turns) + _RETRY_STEP * self._retries
         params = dataclasses.replace(self._params, seed=seed % _SEEDS)
-        answer = self._stream(prompt, params)
+        answer = self._stream(entry, params)
         self._last = answer
-        if answer.tokens or answer.stop_reason != "interrupted":
-            self._conversation.add(entry, answer)
+        if answer.n_predict or answer.stop_reason != "interrupted":
+            self._talk.turns.append(Turn(entry, answer.text, answer.tokens, answer.steps))
         self._note(describe(answer))
 
-    def _stream(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
+    def _stream(self, entry: str, params: SamplingParams) -> Answer:
         """Show an answer as it comes, wrapped where it goes to a terminal."""
         if not sys.stdout.isatty():
-            answer = stream_answer(self._backend, prompt, params, write, interruptible=True)
+            answer = self._talk.answer(entry, params, write)
             write("\n")
             return answer
-        wrapper = Wrapper(show, markdown=not isinstance(self._conversation, Transcript))
-        answer = stream_answer(
-            self._backend, prompt, params, lambda text: wrapper.add(clean(text)), interruptible=True
-        )
+        wrapper = Wrapper(show, markdown=not self._talk.continues)
+        answer = self._talk.answer(entry, params, lambda text: wrapper.add(clean(text)))
         wrapper.finish()
         show("\n")
         return answer
 
     def _help(self, _rest: str) -> None:
         self._say(_HELP.format(fields=", ".join(_FIELDS)))
-        if isinstance(self._conversation, Transcript):
+        if self._talk.continues:
             self._say(_HELP_TRANSCRIPT)
 
     def _clear(self, _rest: str) -> None:
-        self._conversation.clear()
+        self._talk.turns.clear()
         self._retries = 0
         self._note("the conversation is forgotten.")
 
@@ -179,46 +160,34 @@ class Terminal:
 
     def _take_back(self) -> str:
         """Forget the last turn and return its entry; UsageError when nothing has been said."""
-        if not self._conversation.turns:
+        if not self._talk.turns:
             raise UsageError("nothing has been said yet.")
-        return self._conversation.turns.pop().entry
+        return self._talk.turns.pop().entry
 
     def _system(self, rest: str) -> None:
         if rest:
-            self._conversation.system = rest
-        self._say(self._conversation.system or "there is no system message.")
+            self._talk.system = rest
+        self._say(self._talk.system or "there is no system message.")
 
     def _save(self, rest: str) -> None:
         if not rest:
             raise UsageError("/save takes the name of a file, such as /save talk.json.")
         path = Path(rest).expanduser()
-        save_conversation(path, self._name, self._conversation.system, self._conversation.turns)
+        save_conversation(path, self._talk.name, self._talk.system, self._talk.turns)
         self._note(f"saved in {path}.")
 
     def _load(self, rest: str) -> None:
         if not rest:
             raise UsageError("/load takes the name of a file that /save wrote.")
-        self._conversation.system, self._conversation.turns = load_conversation(Path(rest).expanduser())
-        self._note(f"{_count(len(self._conversation.turns), 'turn')} loaded.")
+        self._talk.system, self._talk.turns = load_conversation(Path(rest).expanduser())
+        self._note(f"{_count(len(self._talk.turns), 'turn')} loaded.")
 
     def _model(self, rest: str) -> None:
         if not rest:
-            listed = [str(path) for path in list_models()]
-            self._say("\n".join([f"this is {self._name}; there are:", *listed]))
+            self._say("\n".join([f"this is {self._talk.name}; there are:", *self._talk.models()]))
             return
-        if self._open_model is None:
-            raise UsageError("this session has one model; start another with `ggtool chat FILE`.")
-        path = find_model(Path(rest).expanduser())
-        backend = self._open_model(path)
-        self._backend.close()
-        self._is_other = True
-        said = [
-            Turn(turn.entry, turn.text) for turn in self._conversation.turns
-        ]  # its tokens may be others here
-        conversation = open_conversation(backend, self._conversation.system)
-        conversation.turns = said
-        self._backend, self._conversation, self._name = backend, conversation, str(path)
-        self._note(f"{self._name} · {backend.description} · context {backend.n_ctx}")
+        self._talk.switch(rest)
+        self._note(f"{self._talk.name} · {self._talk.facts}")
 
     def _set(self, rest: str) -> None:
         if rest:
@@ -227,10 +196,11 @@ class Terminal:
         self._say("  ".join(f"{name} {getattr(self._params, name)}" for name in _FIELDS))
 
     def _stats(self, _rest: str) -> None:
-        self._say(f"{self._name} · {self._backend.description}")
-        turns = self._conversation.turns
+        self._say(f"{self._talk.name} · {self._talk.facts}")
+        turns, n_ctx = self._talk.turns, self._talk.n_ctx
         used = self._last.n_prompt + self._last.n_predict if self._last and turns else 0
-        self._say(f"context {used} of {self._backend.n_ctx} tokens, {_count(len(turns), 'answer')}")
+        room = "" if n_ctx is None else f" of {n_ctx}"
+        self._say(f"context {used}{room} tokens, {_count(len(turns), 'answer')}")
         if self._last:
             self._say(f"last answer: {describe(self._last)}")
 
@@ -243,6 +213,15 @@ class Terminal:
     def _note(self, text: str) -> None:
         if not self._quiet:
             self._console.print(text, style="dim", markup=False)
+
+
+def ask_yes(question: str) -> bool:
+    """Show a question at the terminal and return whether the answer is yes; anything else is no."""
+    session: PromptSession[str] = PromptSession(output=create_output(always_prefer_tty=True))
+    try:
+        return session.prompt(f"\n{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _count(n: int, noun: str) -> str:

@@ -12,8 +12,7 @@ from ggtool.backends import LoadOptions
 from ggtool.backends.huggingface.vocab import FolderVocabulary
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.backends.llama_cpp.vocab import open_vocabulary
-from ggtool.chat.answer import Answer
-from ggtool.chat.conversation import Dialogue, Transcript, open_conversation
+from ggtool.chat.conversation import Dialogue, Transcript, Turn, open_conversation
 from ggtool.chat.template import ChatTemplate
 from ggtool.conversion.vocab import read_vocabulary
 from ggtool.corpus import load_tokenizer
@@ -25,10 +24,6 @@ TALK = [
     {"role": "assistant", "content": "In France."},
     {"role": "user", "content": "The city?"},
 ]
-
-
-def answer(text: str, tokens: tuple[int, ...] = ()) -> Answer:
-    return Answer(text, tokens, 1, 0.1, 1.0, "length")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +57,9 @@ def test_a_conversation_becomes_the_tokens_of_its_template(model, vocabulary) ->
         "<|im_start|>assistant\nIn France.<|im_end|>\n<|im_start|>user\nThe city?<|im_end|>\n<|im_start|>assistant\n"
     )
     dialogue = Dialogue(ChatTemplate(tiny_gguf.CHATML, vocabulary), "Be brief.")
-    dialogue.add("Where is Paris?", answer("In France."))
+    dialogue.turns.append(Turn("Where is Paris?", "In France."))
     assert dialogue.prompt("The city?") == model.tokenizer.encode(text).ids
-    dialogue.clear()
+    dialogue.turns.clear()
     short = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert dialogue.prompt("Hi") == model.tokenizer.encode(short).ids
 
@@ -281,7 +276,7 @@ def test_a_name_is_not_made_of_the_pieces_that_it_is_merged_of(pieces, tmp_path)
 def test_an_entry_goes_on_in_the_text_and_gets_no_space(pieces) -> None:
     with open_vocabulary(pieces / "v.gguf") as opened:
         transcript = Transcript(opened, "")
-        transcript.add("the", answer("x", (90,)))
+        transcript.turns.append(Turn("the", "x", (90,)))
         newline = opened.tokenize("\n")[-1]
         assert transcript.prompt("a")[len(transcript.prompt("")) :][0] == newline
 
@@ -291,10 +286,10 @@ def test_a_base_model_gets_its_own_text_to_go_on_from(wants_bos) -> None:
     transcript = Transcript(wants_bos, "A tale.")
     assert transcript.prompt("Once") == [0, *tokenize("A tale.\n\nOnce")]
     # Tokens no tokenizer would give: what the model made is kept as it made it.
-    transcript.add("Once", answer("xy", (90, 91)))
+    transcript.turns.append(Turn("Once", "xy", (90, 91)))
     assert transcript.prompt("upon") == [0, *tokenize("A tale.\n\nOnce"), 90, 91, *tokenize("\nupon")]
     assert transcript.prompt("") == [0, *tokenize("A tale.\n\nOnce"), 90, 91]
-    transcript.clear()
+    transcript.turns.clear()
     assert transcript.prompt("Once") == [0, *tokenize("A tale.\n\nOnce")]
 
 

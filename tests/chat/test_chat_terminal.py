@@ -20,7 +20,7 @@ from prompt_toolkit.input import create_pipe_input
 
 from ggtool.backends import LoadOptions, SamplingParams
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
-from ggtool.chat.conversation import open_conversation
+from ggtool.chat.talk import LocalTalk
 from ggtool.chat.terminal import Terminal, set_param
 from ggtool.conversion.convert import convert
 from ggtool.errors import UsageError
@@ -60,7 +60,7 @@ def state(tmp_path, monkeypatch):
 def talk(capsys, monkeypatch):
     """Type `keys` at a terminal; return what it printed and the prompts that reached the model, as text."""
 
-    def run(backend, keys, **changes):
+    def run(backend, keys, open_model=None, **changes):
         backend.reset()  # what an earlier test left in the cache would change the last bits of the logits
         run.seeds, prompts = [], []
         generate = backend.generate
@@ -74,7 +74,8 @@ def talk(capsys, monkeypatch):
         params = SamplingParams(n_predict=4, temperature=0.0)
         with create_pipe_input() as pipe, create_app_session(input=pipe):
             pipe.send_text(keys)
-            Terminal(backend, open_conversation(backend, ""), params, name="tiny.gguf", **changes).run()
+            talk = LocalTalk(backend, "tiny.gguf", open_model=open_model)
+            Terminal(talk, params, **changes).run()
         monkeypatch.setattr(backend, "generate", generate)
         return capsys.readouterr(), prompts
 
@@ -123,7 +124,7 @@ def test_set_changes_what_the_next_answer_uses(chat, talk) -> None:
         ("/set top_p 2", "top_p is 2.0; it must be above 0"),
         ("/set warmth 1", "there is no parameter 'warmth'; there are n_predict,"),
         ("/quit", "there is no command /quit; there are /help, /clear, /retry,"),
-        ("Paris " * 120, "the context holds 128; /clear starts over"),
+        ("Paris " * 120, "the context holds 128; --n-ctx sets"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_the_session_goes_on(chat, talk, keys, says) -> None:
