@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ggtool.calibration.make_gguf import ConvertRequest
     from ggtool.errors import GgtoolError
     from ggtool.evaluation.request import EvalRequest
-    from ggtool.quantizers.qat.make import Training
+    from ggtool.quantizers.qat.flags import Training
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _WHERE = {
     "Model": "ggtool.api",
     "QuantizeRequest": "ggtool.calibration.make_folder",
     "SamplingParams": "ggtool.backends",
-    "Training": "ggtool.quantizers.qat.make",
+    "Training": "ggtool.quantizers.qat.flags",
     "convert": "ggtool.api",
     "evaluate": "ggtool.api",
     "load": "ggtool.api",

@@ -25,7 +25,7 @@ from ggtool.system.machine import usable_cpus
 from ggtool.system.progress import Notify, StageProgress
 
 if TYPE_CHECKING:
-    from ggtool.quantizers.qat.make import Training
+    from ggtool.quantizers.qat.flags import Training
     from ggtool.quantizers.qat.run import Point
 
 DEFAULT_FOLDER = Path("models")

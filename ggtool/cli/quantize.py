@@ -103,7 +103,7 @@ def quantize(
     from ggtool import api
     from ggtool.calibration.make_folder import QuantizeRequest
     from ggtool.cli.console import notifier, progress_bar, stderr
-    from ggtool.quantizers.qat.make import Training
+    from ggtool.quantizers.qat.flags import Training
 
     flags = {
         "data": data,

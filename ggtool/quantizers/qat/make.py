@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,6 +15,7 @@ from ggtool.formats import label
 from ggtool.quantizers.pack_task import PackTask
 from ggtool.quantizers.pretrained import read_config
 from ggtool.quantizers.qat.data import split, tokenize_file
+from ggtool.quantizers.qat.flags import Training
 from ggtool.quantizers.qat.run import CURVE_NAME, STATE_NAME, Report, TrainingSettings
 from ggtool.quantizers.qat.straight_through import load_trained, pack_trained
 from ggtool.quantizers.qat.train import train
@@ -29,20 +30,6 @@ _LONGEST_DEFAULT_N_CTX = 512
 def state_folder(out: Path) -> Path:
     """Return where checkpoints and the curve are kept until the folder `out` is whole."""
     return out.parent / f"{out.name}.qat"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """The flags of --qat, as typed; n_ctx 0 is the model's own, 512 at most."""
-
-    data: Path
-    heldout: Path | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    lr: float = 1e-3
-    batch_size: int = 16
-    n_ctx: int = 0
-    seed: int = 0
 
 
 def run_qat(training: Training, task: PackTask, progress: StageProgress, report: Report) -> dict[str, object]:
