@@ -123,6 +123,7 @@ print(rss("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 def test_measuring_takes_little_more_than_the_float_model(tmp_path: Path):
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import measured_here
 from quantize_command import quantize
 from tiny_models import TEXT
 
@@ -72,7 +73,8 @@ def measured(model: Path, text: Path, *backends: str) -> list[EvalRecord]:
         speed_depths=(),
         speed_batches=(),
     )
-    records = list(evaluate(plan(request, ignore, ignore), ignore))
+    with measured_here():
+        records = list(evaluate(plan(request, ignore, ignore), ignore))
     assert all(record.failure == "" for record in records)
     return records
 

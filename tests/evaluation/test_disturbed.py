@@ -2,18 +2,15 @@
 
 import io
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
+from in_process import measured_here
 from rich.console import Console
 from spinning import load_on_every_cpu
 from tiny_models import TEXT
 
-from ggtool.evaluation import evaluate as evaluation
-from ggtool.evaluation import tasks
 from ggtool.evaluation.evaluate import evaluate
-from ggtool.evaluation.metrics.disturbance import Counters, Watch
 from ggtool.evaluation.plan import Plan, plan
 from ggtool.evaluation.record_keys import find_known
 from ggtool.evaluation.request import EvalRequest
@@ -62,17 +59,7 @@ def what(request_: EvalRequest, tmp_path_factory: pytest.TempPathFactory) -> Pla
 @pytest.fixture(scope="module")
 def undisturbed(what: Plan) -> list[EvalRecord]:
     """Rows that are timed in this process, which is told that nothing else computes."""
-    clock = iter(range(10**6))
-
-    def quiet() -> Counters:
-        return Counters(at_s=float(next(clock)), own_s=0.0, switches=0, busy_s=0.0, waiting_s=0.0)
-
-    def run(job, progress, _timeout_s):
-        return getattr(tasks, job.runs.partition(":")[2])(job, progress)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "Watch", partial(Watch, read=quiet))
-        patch.setattr(evaluation.worker, "run", run)
+    with measured_here():
         return list(evaluate(what, ignore))
 
 

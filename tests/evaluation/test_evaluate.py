@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from in_process import measured_here
 from tiny_models import TEXT
 
 from ggtool.errors import UsageError
@@ -130,7 +131,8 @@ def test_a_gguf_path_alone_brings_its_own_tokenizer(
 def test_a_broken_format_is_a_failed_row_and_the_rest_goes_on(request_: EvalRequest, tmp_path: Path) -> None:
     what = plan(replace(request_, backends=["hf-fp32", "hf-bf16"]), ignore, ignore)
     broken = replace(what.targets[0], path=tmp_path / "gone")
-    records = list(evaluate(replace(what, targets=(broken, what.targets[1])), ignore))
+    with measured_here():
+        records = list(evaluate(replace(what, targets=(broken, what.targets[1])), ignore))
     assert records[0].perplexity is None
     assert records[0].failure.startswith("quality: ")
     assert records[1].failure == ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import measured_here
 from quantize_command import quantize
 from tiny_models import TEXT
 
@@ -61,9 +62,10 @@ def request(corpus: Path, *backends: str, model: Path | None = None) -> EvalRequ
 
 
 def test_a_saved_model_measures_as_the_format_made_while_loading(saved: Path, tiny_gpt2: Path, corpus: Path):
-    one, other = evaluate(
-        plan(request(corpus, str(saved), "scratch-iq4:attn", model=tiny_gpt2), ignore, ignore), ignore
-    )
+    with measured_here():
+        one, other = evaluate(
+            plan(request(corpus, str(saved), "scratch-iq4:attn", model=tiny_gpt2), ignore, ignore), ignore
+        )
     assert one.failure == other.failure == ""
     assert one.perplexity == other.perplexity
     assert one.divergence == other.divergence
@@ -84,7 +86,8 @@ def test_a_saved_model_stands_alone(saved: Path, corpus: Path):
         assert what.reference is None
         assert [target.path for target in what.targets] == [saved.resolve()]
         assert what.targets[0].model == "tiny-gpt2"
-    assert math.isfinite(next(evaluate(what, ignore)).perplexity.ppl)
+    with measured_here():
+        assert math.isfinite(next(evaluate(what, ignore)).perplexity.ppl)
 
 
 def test_a_saved_model_is_no_checkpoint_for_formats(saved: Path, corpus: Path):
