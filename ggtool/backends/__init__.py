@@ -55,6 +55,8 @@ class LoadOptions:
     (transformers or llama.cpp), "auto" for ggtool's where they serve a model that transformers would run.
     exact: keys, values and attention in float32 where the runtime would round them (llama.cpp), so that a text's numbers depend
     less on what is computed beside it.
+    quick_steps: attention the way that is quicker for few tokens behind many (llama.cpp on a CPU), for who reads the text and
+    not the numbers: it rounds otherwise than an evaluation.
     """
 
     n_ctx: int
@@ -64,6 +66,7 @@ class LoadOptions:
     shares: bool = False
     engine: Engine = "auto"
     exact: bool = False
+    quick_steps: bool = False
 
 
 @dataclass(frozen=True)

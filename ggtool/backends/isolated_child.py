@@ -82,7 +82,7 @@ def _open(
     from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 
     log.mirror()  # what a crash leaves behind
-    backend = load_model(path, n_ctx, threads, device)
+    backend = load_model(path, n_ctx, threads, device, quick_steps=True)
     assert isinstance(backend, LlamaCppBackend)
     backend.is_given_up = parent.has_spoken
     return backend

@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    path: Path, n_ctx: int, threads: int, device: Literal["auto", "cpu", "cuda"], engine: Engine = "auto"
+    path: Path,
+    n_ctx: int,
+    threads: int,
+    device: Literal["auto", "cpu", "cuda"],
+    engine: Engine = "auto",
+    *,
+    quick_steps: bool = False,
 ) -> LogitsBackend:
     """Open `path`; n_ctx 0 is the model's own context, 4096 at most, and threads 0 the CPUs that others leave free.
+
+    quick_steps: see LoadOptions.
 
     Raises ArtifactError or SourceError when it cannot be used, UsageError when the device, the engine or the context cannot be had.
     """
@@ -37,4 +45,6 @@ def load_model(
     from ggtool.backends.llama_cpp.model import gpu_offload
 
     where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
-    return LlamaCppBackend(None, path, LoadOptions(n_ctx, threads, where, shares=shares))
+    return LlamaCppBackend(
+        None, path, LoadOptions(n_ctx, threads, where, shares=shares, quick_steps=quick_steps)
+    )

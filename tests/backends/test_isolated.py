@@ -31,7 +31,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def here(path):
-    with closing(LlamaCppBackend(None, path, LoadOptions(0, 1))) as backend:
+    with closing(LlamaCppBackend(None, path, LoadOptions(0, 1, quick_steps=True))) as backend:
         yield backend
 
 
@@ -107,7 +107,7 @@ def test_a_generation_that_another_request_ended_says_so(there) -> None:
 
 
 def test_a_long_prompt_can_be_given_up_while_it_is_read(path) -> None:
-    with closing(LlamaCppBackend(None, path, LoadOptions(0, 1))) as backend:
+    with closing(LlamaCppBackend(None, path, LoadOptions(0, 1, quick_steps=True))) as backend:
         asked = []
         backend.is_given_up = lambda: len(asked.append(1) or asked) == 2
         assert list(backend.generate([1] * 2048, PARAMS)) == []

@@ -72,8 +72,10 @@ def test_log_probabilities_are_the_harnesss(tmp_path, monkeypatch) -> None:
 def test_log_probabilities_of_a_real_model_are_the_harnesss(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
     source = from_folder(REAL)
-    ids = corpus.tokenize((SHARED / "data" / "enwiki-heldout.txt").read_text()[:200_000], source).ids.tolist()
-    passages = [ids[at * 600 : at * 600 + 100 + 8 * at] for at in range(50)]
+    ids = corpus.tokenize((SHARED / "data" / "enwiki-heldout.txt").read_text()[:250_000], source).ids.tolist()
+    lengths = [700, *range(20, 118, 2)]  # the first in two pieces
+    passages = [ids[at * 720 : at * 720 + n] for at, n in enumerate(lengths)]
+    assert [len(passage) for passage in passages] == lengths
     names = ["hf-fp32", "scratch-int8", "bnb-nf4", "gguf-f16", "gguf-q4_k_m"]
     found = served(source, names, passages, tmp_path)
     for name in names:

@@ -52,13 +52,11 @@ def open_context(
     n_batch: int = 0,
     kv_type: str = "f16",
     unified: bool = False,
-    quick_steps: bool = False,
 ) -> Pointer:
     """Open a context in which each of `n_sequences` has room for `n_ctx` tokens; free it with llama_free.
 
     unified: they share room for `n_ctx` tokens instead, and a token may belong to several of them.
     n_batch: the most tokens of one decode; 0 is all of the context, so that one decode gives all logits in one array.
-    quick_steps: compute attention the way that is quicker for few tokens behind many, which rounds otherwise.
     Raises UsageError with llama.cpp's reason when it cannot be had.
     """
     params = lib.llama_context_default_params()
@@ -70,7 +68,7 @@ def open_context(
     params.n_seq_max = n_sequences
     params.n_threads = params.n_threads_batch = options.threads
     params.offload_kqv = params.op_offload = options.device == "cuda"
-    if options.exact or (quick_steps and _plain_is_quicker(model, n_ctx, options, kv_type)):
+    if options.exact or (options.quick_steps and _plain_is_quicker(model, n_ctx, options, kv_type)):
         params.flash_attn_type = _FLASH_ATTENTION_OFF
     llama_log.forget()
     context = lib.llama_init_from_model(model, params)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import llama_cpp.llama_cpp as lib
 
@@ -30,7 +31,8 @@ class LlamaScoring:
         kv_type: str,
         lora: Sequence[tuple[Pointer, float]],
     ) -> None:
-        self._model, self._n_ctx, self._options = model, n_ctx, options
+        self._model, self._n_ctx = model, n_ctx
+        self._options = replace(options, quick_steps=False)
         self._kv_type, self._lora = kv_type, lora
         self._n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
         self._context: Pointer | None = None

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -39,7 +39,7 @@ class LlamaSequences:
         artifact = open_artifact(Path(job.path))
         self._header = artifact.header
         self.n_sequences = job.slots
-        device = "cuda" if job.device == "cuda" else "cpu"
+        device: Literal["cpu", "cuda"] = "cuda" if job.device == "cuda" else "cpu"
         with ExitStack() as stack:
             self._model = open_model(artifact, device=device)
             stack.callback(lib.llama_model_free, self._model)
@@ -51,7 +51,7 @@ class LlamaSequences:
             self.n_vocab = self.vocabulary.n_tokens
             self.end_tokens = self.vocabulary.eog_tokens
             self.n_ctx = self._choose_n_ctx(artifact.path.name, job.n_ctx)
-            options = LoadOptions(self.n_ctx, job.threads, "cuda" if job.device == "cuda" else "cpu")
+            options = LoadOptions(self.n_ctx, job.threads, device, quick_steps=True)
             self._n_batch = max(N_UBATCH, job.slots)
             self._context = open_context(
                 self._model,
@@ -60,7 +60,6 @@ class LlamaSequences:
                 job.slots,
                 n_batch=self._n_batch,
                 kv_type=job.kv_type,
-                quick_steps=True,
             )
             stack.callback(lib.llama_free, self._context)
             self._memory = lib.llama_get_memory(self._context)
