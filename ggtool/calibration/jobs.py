@@ -51,6 +51,7 @@ class RoundJob:
     """Round the matrices of `source` to the tensor types of a GGUF file, one file a step in `folder`.
 
     importance: a safetensors file of float32 arrays (n_matrices, n_per_row), llama.cpp's importance by tensor.
+    present: a GGUF to be refined; None to round anew.
     """
 
     runs: ClassVar[str] = "ggtool.calibration.tasks:round_gguf"
@@ -61,5 +62,21 @@ class RoundJob:
     importance: Path
     chunks: Path
     folder: Path
+    threads: int
+    device: Literal["cpu", "cuda"]
+    present: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientJob:
+    """Sum up squared inputs of `source` weighed with squared gradients, into the safetensors file `out`, by tensor."""
+
+    runs: ClassVar[str] = "ggtool.calibration.tasks:weigh_inputs"
+    task: ClassVar[str] = "imatrix"
+
+    source: ModelSource
+    chunks: Path
+    output: bool
+    out: Path
     threads: int
     device: Literal["cpu", "cuda"]

@@ -31,9 +31,6 @@ from ggtool.system.disk import parse_size
 from ggtool.system.machine import usable_cpus
 from ggtool.system.progress import Notify, StageProgress
 
-# Keys of a file whose weights were not rounded by llama.cpp: the method, and in words what went into it.
-METHOD_KEY, RECIPE_KEY = "quantize.method", "quantize.recipe"
-
 if TYPE_CHECKING:
     from ggtool.calibration.gguf_mix import SizeTarget
 
@@ -215,7 +212,12 @@ def _rounded(
 ) -> Options:
     """Return the options with the tensors of one file rounded by error feedback, and with keys that say so."""
     from ggtool.backends.device import choose_device
-    from ggtool.calibration.gguf_gptq.make import CHUNK_TOKENS, DEFAULT_CHUNKS, round_model
+    from ggtool.calibration.gguf_gptq.make import (
+        CHUNK_TOKENS,
+        DEFAULT_CHUNKS,
+        recipe,
+        round_model,
+    )
     from ggtool.calibration.packed import read_calibration
 
     assert request.calibration is not None
@@ -236,13 +238,7 @@ def _rounded(
         threads=threads,
         progress=lambda done, total: progress(f"rounding {fmt.name}", done, total),
     )
-    n_chunks, n_ctx = calibration.chunks.shape
-    recipe = (
-        f"{n_chunks} chunks of {n_ctx} tokens, text sha256 {calibration.text_sha256[:16]}; {found.n_improved} of "
-        f"{len(found.facts)} matrices, output error {found.relative_error:.3f} of llama.cpp's"
-    )
-    metadata = {**options.metadata, METHOD_KEY: f"str:{request.method}", RECIPE_KEY: f"str:{recipe}"}
-    return replace(options, rounded=found.tensors, metadata=metadata)
+    return replace(options, rounded=found.tensors, method=f"gptq: {recipe(calibration, found)}")
 
 
 def _source(request: ConvertRequest, notify: Notify) -> ModelSource:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from ggtool.calibration.calibrated_model import calibrate_model
 from ggtool.calibration.gguf_gptq.model import Plan, quantize_model
-from ggtool.calibration.jobs import PackJob, RoundJob, SurveyJob
+from ggtool.calibration.gradient_sums import gradient_sums
+from ggtool.calibration.jobs import GradientJob, PackJob, RoundJob, SurveyJob
 from ggtool.calibration.torch_survey import survey as survey_matrices
 from ggtool.quantizers.saving import make_quantizer, save_quantized
 from ggtool.system.progress import Progress
@@ -51,6 +52,15 @@ def round_gguf(job: RoundJob, progress: Progress) -> Outcome:
     torch.set_num_threads(job.threads)
     importance = load_file(job.importance)
     chunks = torch.from_numpy(np.load(job.chunks)).long()
-    plan = Plan(job.types, importance, job.folder, job.threads)
+    plan = Plan(job.types, importance, job.folder, job.threads, job.present)
     quantize_model(job.source, plan, chunks, job.device, progress)
+    return Outcome({}, {}, {})
+
+
+def weigh_inputs(job: GradientJob, progress: Progress) -> Outcome:
+    """Sum up squared inputs, weighed with squared gradients."""
+    torch.set_num_threads(job.threads)
+    chunks = torch.from_numpy(np.load(job.chunks)).long()
+    sums = gradient_sums(job.source, chunks, job.device, output=job.output, seed=0, progress=progress)
+    save_file(sums, job.out)
     return Outcome({}, {}, {})

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Row] = MappingProxyType(
         "convert": Row("convert", "convert", "A Hugging Face checkpoint to GGUF, at every quant type."),
         "export": Row("export", "export", "A GGUF file back to a Hugging Face folder."),
         "edit": Row("edit", "edit", "Set, delete and rename a GGUF file's keys."),
+        "refine": Row("refine", "refine", "The same GGUF, closer to its checkpoint."),
         "diff": Row("diff", "diff", "What differs between two models, keys and weights."),
         "split": Row("split_merge", "split", "A GGUF file into parts."),
         "merge": Row("split_merge", "merge", "The parts of a GGUF file into one."),

@@ -13,7 +13,13 @@ from ggtool.cli.flags import DeviceOption, Force, Json, Quiet, Threads
 
 
 def imatrix(
-    path: Annotated[Path, typer.Argument(help="A .gguf file, best of full precision.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A .gguf file, best of full precision. With --gradient: a checkpoint's folder.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[
         Path, typer.Option("--data", "-d", help="The calibration text, UTF-8.", show_default=False)
     ],
@@ -23,6 +29,13 @@ def imatrix(
     process_output: Annotated[
         bool, typer.Option("--process-output", help="Take the output matrix in, a tied one too.")
     ] = False,
+    gradient: Annotated[
+        bool,
+        typer.Option(
+            "--gradient",
+            help="Weigh tokens by squared gradients of the predictions; PATH is then a checkpoint's folder.",
+        ),
+    ] = False,
     threads: Threads = 0,
     device: DeviceOption = "cpu",
     force: Force = False,
@@ -31,12 +44,18 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix: how strongly a text uses each weight of a model.
 
-    Example: [bold]ggtool imatrix models/gpt2-F16.gguf --data text.txt -o gpt2-imatrix.gguf[/bold]
+    Examples:
+    [bold]ggtool imatrix models/gpt2-F16.gguf --data text.txt -o gpt2-imatrix.gguf[/bold]
+
+    [bold]ggtool imatrix ./my-gpt2 --gradient --data text.txt -o gpt2-imatrix.gguf[/bold]
     """
     from ggtool.backends import LoadOptions
+    from ggtool.backends.device import choose_device
+    from ggtool.calibration.gradient import compute_gradient_imatrix
     from ggtool.calibration.imatrix import compute_imatrix
-    from ggtool.cli.console import progress_bar, stdout
+    from ggtool.cli.console import notifier, progress_bar, stdout
     from ggtool.gguf.imatrix import write_imatrix
+    from ggtool.source.resolve import resolve
     from ggtool.system.atomic import refuse_existing
     from ggtool.system.machine import usable_cpus
 
@@ -44,7 +63,21 @@ def imatrix(
     # "auto" is the CPU: the sums are made there, whatever computes the products.
     options = LoadOptions(n_ctx, threads or usable_cpus(), "cuda" if device == "cuda" else "cpu")
     with progress_bar(quiet=quiet) as update:
-        made = compute_imatrix(path, data, options, n_chunks=chunks, output=process_output, progress=update)
+        if gradient:
+            made = compute_gradient_imatrix(
+                resolve(str(path), None, notifier(quiet=quiet)),
+                data,
+                n_ctx=n_ctx,
+                n_chunks=chunks,
+                output=process_output,
+                device=choose_device(device),
+                threads=options.threads,
+                progress=update,
+            )
+        else:
+            made = compute_imatrix(
+                path, data, options, n_chunks=chunks, output=process_output, progress=update
+            )
     write_imatrix(out, replace(made, name=str(out)), force=force)
     if json_:
         facts = {"path": str(out), "entries": len(made.entries), "n_chunks": made.n_chunks, "n_ctx": n_ctx}

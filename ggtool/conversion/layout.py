@@ -80,7 +80,7 @@ def lay_out(
         importance, missing = match_entries(options.imatrix, wanted)
     for row in () if dry else formats:
         _check_importance(types[row.name], importance, row, options)
-    pairs = pack(values if options.imatrix is None else {**values, **options.imatrix.keys()})
+    pairs = pack(values if options.imatrix is None else {**values, **options.imatrix.keys(options.method)})
     parts = tuple(_parts(pairs, shapes, types[row.name], row, options) for row in formats)
     return Design(parts, n_ctx, kv_cache_bytes, importance, (*notes, *_notes(missing, options)))
 

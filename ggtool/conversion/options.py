@@ -46,6 +46,7 @@ class Options:
         split_max_bytes: most bytes of tensors in one file.
         rounded: tensor -> its data in place of what would be made of the checkpoint's: the bytes of all rows (uint8), or
             the values of a float tensor (float32). For one quant type at a time.
+        method: in words how these were made, for `ImportanceMatrix.keys`.
 
     """
 
@@ -57,6 +58,7 @@ class Options:
     vocab_only: bool = False
     split_max_bytes: int | None = None
     rounded: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    method: str = ""
 
 
 NO_OPTIONS = Options()

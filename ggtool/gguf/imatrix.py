@@ -23,6 +23,9 @@ from ggtool.system.atomic import atomic_output
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _CHUNK_COUNT, _CHUNK_SIZE, _DATASETS = "imatrix.chunk_count", "imatrix.chunk_size", "imatrix.datasets"
+# What a file says of how its weights were rounded, where it was not by llama.cpp alone.
+METHOD_KEY = "quantize.method"
+_FILE_KEY = "quantize.imatrix.file"
 # llama.cpp's fixed buffer for a key's text, its closing zero left out.
 _MAX_TEXT_BYTES = 127
 # Tensors that usually have no entry: llama-imatrix leaves the output out, and an embedding is looked up.
@@ -57,8 +60,21 @@ class ImportanceMatrix:
     n_chunks: int
     chunk_size: int
 
-    def keys(self) -> dict[str, GGUFValue]:
-        """Return the quantize.imatrix.* keys that llama-quantize writes into a file made with it."""
+    def keys(self, method: str = "") -> dict[str, GGUFValue]:
+        """Return the quantize.imatrix.* keys that llama-quantize writes into a file made with it.
+
+        method: what was done beyond it, in words; it goes under METHOD_KEY in place of the matrix's name, cut or filled up to the same
+        number of bytes, so that the file is as long as llama-quantize's.
+        """
+        found = self._keys()
+        if method:
+            name = found.pop(_FILE_KEY).value
+            n_bytes = len(_FILE_KEY) + len(name.encode()) - len(METHOD_KEY)
+            text = method.encode()[:n_bytes].decode(errors="ignore")
+            found[METHOD_KEY] = GGUFValue(text + " " * (n_bytes - len(text.encode())), GGUFValueType.STRING)
+        return found
+
+    def _keys(self) -> dict[str, GGUFValue]:
         texts = {"file": self.name, "dataset": self.datasets[0] if self.datasets else None}
         numbers = {"entries_count": len(self.entries), "chunks_count": self.n_chunks or None}
         return {

@@ -19,9 +19,10 @@ import json
 import multiprocessing
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,6 @@ from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.calibration.make_gguf import ConvertRequest
 from ggtool.evaluation.metrics.divergence import compare
 from ggtool.evaluation.metrics.windows import cut
-from ggtool.gguf.header import read_header
 from ggtool.source.resolve import resolve
 
 N_CTX = 512
@@ -93,11 +93,12 @@ def measure(arguments: argparse.Namespace, name: str, part: int, n_parts: int) -
     ids = corpus.tokenize(Path(arguments.texts[name]).read_text(encoding="utf-8"), source).ids
     is_first = name == next(iter(arguments.texts))
     windows = cut("llama", len(ids), N_CTX, n_chunks=arguments.chunks)
-    few = {window.first for window in windows[: arguments.other_chunks or None]}
+    few = {window.begin for window in windows[: arguments.other_chunks or None]}
     out = arguments.folder / f"{name}-{part}-of-{n_parts}.jsonl"
     lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    done = {(line["file"], line["sha256"], line["chunk"]) for line in map(json.loads, lines)}
+    done = {(line["file"], line["sha256"], line["chunk"] * N_CTX) for line in map(json.loads, lines)}
     files = [make(arguments, *what) for what in wanted(arguments)]
+    sizes = {path.stem: path.stat().st_size for path in files}
     options = LoadOptions(N_CTX, 1)
     with ExitStack() as stack:
         reference = Remembered(
@@ -111,13 +112,14 @@ def measure(arguments: argparse.Namespace, name: str, part: int, n_parts: int) -
         for window in windows[part::n_parts]:
             for stem, sha256, backend in opened:
                 is_whole = is_first and stem.endswith("-0")
-                if (stem, sha256, int(window.first)) in done or not (is_whole or window.first in few):
+                if (stem, sha256, window.begin) in done or not (is_whole or window.begin in few):
                     continue
                 found = compare(backend, reference, ids, [window])
                 facts = {
                     "file": stem,
                     "sha256": sha256,
-                    "chunk": int(window.first),
+                    "chunk": window.begin // N_CTX,
+                    "n_bytes": sizes[stem],
                     "kld": float(found.kld.mean()),
                     "same_top": float(found.same_top.mean()),
                     "loss": float(found.loss.mean()),
@@ -131,61 +133,91 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Row:
+    """One quant type and seed on one text: file sizes, and per chunk (method, chunk) divergence and share of same top tokens."""
+
+    qtype: str
+    seed: int
+    n_bytes: tuple[int, int]
+    klds: np.ndarray
+    tops: np.ndarray
+
+    @property
+    def ratio(self) -> float:
+        """Our divergence over llama.cpp's."""
+        return float(self.klds[1].mean() / self.klds[0].mean())
+
+    @property
+    def ratio_stderr(self) -> float:
+        """The ratio's standard error, of paired chunks."""
+        rest = self.klds[1] - self.ratio * self.klds[0]
+        return _stderr(rest) / float(self.klds[0].mean())
+
+
+def rows(arguments: argparse.Namespace, name: str) -> list[Row]:
+    """Return what was measured on one text, in the order of types and seeds."""
+    values: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+    for path in sorted(arguments.folder.glob(f"{name}-*-of-*.jsonl")):
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            values[line["file"]][line["chunk"]] = line
+    found = []
+    for qtype in arguments.qtypes.split(","):
+        for seed in range(arguments.seeds):
+            both = [values.get(f"{qtype.lower()}-{method}-{seed}", {}) for method in METHODS]
+            chunks = sorted(both[0].keys() & both[1].keys())
+            if not chunks:
+                continue
+            klds, tops = (
+                np.array([[one[chunk][key] for chunk in chunks] for one in both])
+                for key in ("kld", "same_top")
+            )
+            first, second = (int(one[chunks[0]]["n_bytes"]) for one in both)
+            found.append(Row(qtype.upper(), seed, (first, second), klds, tops))
+    return found
+
+
 def tables(arguments: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of one Markdown table a text."""
     for name in arguments.texts:
-        values: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
-        for path in sorted(arguments.folder.glob(f"{name}-*-of-*.jsonl")):
-            for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-                values[line["file"]][line["chunk"]] = line
         yield f"### {name}"
-        yield "| type | bytes of weights, both | chunks | KLD llama.cpp | KLD gptq | ratio | same top % | worst and best seed |"
+        yield "| type | seed | bytes | chunks | KLD llama.cpp | KLD gptq | ratio | same top % |"
         yield "|---|--:|--:|--:|--:|--:|--:|--:|"
-        for qtype in arguments.qtypes.split(","):
-            rows = [_row(values, qtype, seed) for seed in range(arguments.seeds)]
-            found = [row for row in rows if row is not None]
-            if found:
-                yield _line(arguments, qtype, found)
+        for row in rows(arguments, name):
+            size = " and ".join(f"{n_bytes:,}" for n_bytes in dict.fromkeys(row.n_bytes))
+            stock, ours = (f"{kld.mean():.6f} ± {_stderr(kld):.6f}" for kld in row.klds)
+            tops = " → ".join(f"{100 * top.mean():.2f}" for top in row.tops)
+            yield (
+                f"| {row.qtype} | {row.seed} | {size} | {row.klds.shape[1]} | {stock} | {ours} | "
+                f"**{row.ratio:.3f}** ± {row.ratio_stderr:.3f} | {tops} |"
+            )
         yield ""
 
 
-def _row(
-    values: dict[str, dict[int, dict[str, float]]], qtype: str, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    stock, ours = (values.get(f"{qtype.lower()}-{method}-{seed}", {}) for method in METHODS)
-    chunks = sorted(stock.keys() & ours.keys())
-    if not chunks:
-        return None
-    columns = ([one[chunk][key] for chunk in chunks] for one, key in ((stock, "kld"), (ours, "kld")))
-    tops = np.array([[one[chunk]["same_top"] for chunk in chunks] for one in (stock, ours)])
-    first, second = (np.array(column) for column in columns)
-    return first, second, tops
+def draw(arguments: argparse.Namespace, path: Path) -> None:
+    """Draw divergence against bytes on the first text, both methods, as an SVG file."""
+    import matplotlib as mpl
 
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "gguf"
+    from matplotlib import pyplot as plt
 
-def _line(
-    arguments: argparse.Namespace, qtype: str, rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> str:
-    sizes = [
-        sum(
-            tensor.n_bytes
-            for tensor in read_header(arguments.folder / f"{qtype.lower()}-{method}-0.gguf").tensors
+    found = sorted(
+        (row for row in rows(arguments, next(iter(arguments.texts))) if row.seed == 0),
+        key=lambda row: row.n_bytes,
+    )
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for at, (label, marker) in enumerate((("llama.cpp, importance matrix", "o"), ("--method gptq", "s"))):
+        x, y = [row.n_bytes[at] / 1e6 for row in found], [row.klds[at].mean() for row in found]
+        axes.plot(x, y, marker=marker, label=label)
+    for row in found:
+        axes.annotate(
+            row.qtype, (row.n_bytes[0] / 1e6, row.klds[0].mean()), xytext=(4, 5), textcoords="offset points"
         )
-        for method in METHODS
-    ]
-    same = f"{sizes[0]:,}" if sizes[0] == sizes[1] else f"{sizes[0]:,} and {sizes[1]:,}"
-    # Chunks are the samples; seeds are averaged within a chunk as far as each was measured.
-    ratios = [float(ours.mean() / stock.mean()) for stock, ours, _ in rows]
-    stock, ours, tops = rows[0]
-    error = (
-        float((ours - ratios[0] * stock).std(ddof=1) / np.sqrt(len(stock)) / stock.mean())
-        if len(stock) > 1
-        else 0
-    )
-    return (
-        f"| {qtype.upper()} | {same} | {len(stock)} | {stock.mean():.6f} ± {_stderr(stock):.6f} | {ours.mean():.6f} ± "
-        f"{_stderr(ours):.6f} | **{ratios[0]:.3f}** ± {error:.3f} | {100 * tops[0].mean():.2f} → {100 * tops[1].mean():.2f} | "
-        f"{max(ratios):.3f}, {min(ratios):.3f} |"
-    )
+    axes.set(yscale="log", xlabel="file, MB", ylabel="mean KL divergence from F32, nats")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _stderr(values: np.ndarray) -> float:
@@ -212,6 +244,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--makers", type=int, default=1, help="files made at once")
     parser.add_argument("--threads", type=int, default=1, help="of each maker")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --method gptq")
+    parser.add_argument("--figure", type=Path, help="draw divergence against bytes, an SVG file")
+    parser.add_argument("--report", action="store_true", help="print and draw what is there, make nothing")
     found = parser.parse_args()
     found.texts = dict(pair.split("=", 1) for pair in found.text)
     return found
@@ -220,6 +254,15 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Make the files, measure them, print the tables."""
     arguments = _arguments()
+    if not arguments.report:
+        run(arguments)
+    print("\n".join(tables(arguments)))
+    if arguments.figure:
+        draw(arguments, arguments.figure)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the files and measure them."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     text = arguments.calibration.read_text(encoding="utf-8")
     for seed in range(arguments.seeds):
@@ -242,7 +285,6 @@ def main() -> None:
         ]
         for part in parts:
             part.result()
-    print("\n".join(tables(arguments)))
 
 
 if __name__ == "__main__":

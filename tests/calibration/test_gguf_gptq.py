@@ -22,12 +22,14 @@ from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.calibration.gguf_gptq.inputs import Inputs
 from ggtool.calibration.gguf_gptq.layer import Moments, round_layer
 from ggtool.calibration.gguf_gptq.matrix import costs, packed, round_matrix
-from ggtool.calibration.gguf_gptq.model import _layers, _put
+from ggtool.calibration.gguf_gptq.model import _put, find_layers
+from ggtool.calibration.packed import read_calibration
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
+from ggtool.gguf.imatrix import read_imatrix
 from ggtool.gguf.model import open_artifact
 from ggtool.quantizers.packed import fill
-from ggtool.quantizers.pretrained import match_tensors, skeleton
+from ggtool.quantizers.pretrained import load_float, match_tensors, skeleton
 from ggtool.source.resolve import from_folder
 
 # The families whose matrices are turned, joined or biased in ways of their own; the others run with the slow tests.
@@ -101,7 +103,7 @@ def test_rows_of_the_file_go_back_to_where_they_came_from(family: str, tmp_path:
     source = from_folder(build_tiny(family, tmp_path / "model"))
     model = skeleton(source.folder)
     tensors = match_tensors(source.folder, model)
-    layers = _layers(model, tensors, read_model(source).tensors)
+    layers = find_layers(model, tensors, read_model(source).tensors)
     fill(model, tensors, "cpu")
     assert len(layers) > 8
     for name, layer in layers.items():
@@ -118,8 +120,10 @@ def test_rows_of_the_file_go_back_to_where_they_came_from(family: str, tmp_path:
             assert torch.equal(bias, kept), name
 
 
-def _convert(*arguments: object, cache: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ggtool", "convert", "--threads", "1", *map(str, arguments)]
+def _convert(
+    *arguments: object, cache: Path, code: int = 0, name: str = "convert"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ggtool", name, "--threads", "1", *map(str, arguments)]
     environment = {**os.environ, "GGTOOL_CACHE": str(cache)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == code, done.stderr
@@ -158,11 +162,29 @@ def test_a_file_has_llama_cpps_types_and_sizes_runs_in_it_and_is_closer_to_the_o
     assert [(t.name, t.type_name, t.n_bytes) for t in ours.tensors] == [
         (t.name, t.type_name, t.n_bytes) for t in stock.tensors
     ]
-    assert ours.metadata["quantize.method"] == "gptq"
-    assert "chunks of 128 tokens" in str(ours.metadata["quantize.recipe"])
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    assert str(ours.metadata["quantize.method"]).startswith("gptq: error 0.")
     exact = _logits(tmp_path / f"{tiny_gpt2.name}-F32.gguf")
     errors = [float(np.square(_logits(path) - exact).mean()) for path in paths]
     assert errors[1] < 0.8 * errors[0]
+    # From llama.cpp's own file, without rounding anew.
+    refined = tmp_path / "refined.gguf"
+    _convert(paths[0], *common, "-o", refined, cache=tmp_path / "cache", name="refine")
+    header = open_artifact(refined).header
+    assert [(t.name, t.type_name) for t in header.tensors] == [(t.name, t.type_name) for t in stock.tensors]
+    assert str(header.metadata["quantize.method"]).startswith("refined: error 0.")
+    assert float(np.square(_logits(refined) - exact).mean()) < 0.9 * errors[0]
+
+
+def test_a_file_of_another_checkpoint_is_not_refined(tiny_gpt2: Path, tmp_path: Path) -> None:
+    text, other = tmp_path / "text.txt", tmp_path / "other.gguf"
+    text.write_text(TEXT * 8)
+    folder = build_tiny("gptneox", tmp_path / "model")
+    _convert("--model", folder, "--qtype", "q8_0", "-o", other, cache=tmp_path / "cache")
+    flags = (other, "--model", tiny_gpt2, "--calibration", text)
+    done = _convert(*flags, cache=tmp_path / "cache", code=2, name="refine")
+    assert "was not made of" in done.stderr
+    assert not (tmp_path / "other-refined.gguf").exists()
 
 
 @pytest.mark.slow
@@ -224,3 +246,38 @@ def test_every_family_is_rounded_and_runs(family: str, tmp_path: Path) -> None:
         float(np.square(_logits(tmp_path / f"{name}.gguf") - exact).mean()) for name in ("imatrix", "gptq")
     ]
     assert errors[1] < errors[0]
+
+
+def test_tokens_count_by_their_gradients_in_an_importance_matrix_that_llama_cpp_reads(
+    tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "imatrix.gguf"
+    text.write_text(TEXT * 3)
+    flags = ("--data", text, "-c", 128, "-o", out)
+    _convert(tiny_gpt2, "--gradient", *flags, cache=tmp_path / "cache", name="imatrix")
+    weighed = read_imatrix(out)
+    chunks = torch.from_numpy(read_calibration(from_folder(tiny_gpt2), text, 0, n_tokens=128).chunks).long()
+    # The same by other means: torch's own gradient of the outputs, and a token for every position drawn alike.
+    model = load_float(tiny_gpt2, torch.float32, "cpu").requires_grad_(False)
+    layer = model.get_submodule("transformer.h.1.mlp.c_fc")
+    generator, sums, means = torch.Generator().manual_seed(0), torch.zeros(256), []
+    for ids in chunks:
+        kept: list[torch.Tensor] = []
+        handle = layer.register_forward_hook(lambda _module, x, y, kept=kept: kept.extend([x[0], y]))
+        embedded = model.get_input_embeddings()(ids[None]).requires_grad_()
+        logits = model(inputs_embeds=embedded).logits[0]
+        handle.remove()
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
+        chosen = logits.log_softmax(-1).gather(1, drawn).sum()
+        (gradient,) = torch.autograd.grad(chosen, kept[1])
+        weights = gradient[0].square().mean(1)
+        weights = weights.clamp(max=torch.quantile(weights, 0.999))
+        sums += (weights[:, None] * kept[0][0].detach().square()).sum(0)
+        means.append(weights)
+    expected = sums / torch.cat(means).mean()
+    entry = weighed.entries["blk.1.ffn_up.weight"]
+    assert int(entry.counts[0]) == chunks.numel()
+    assert np.allclose(entry.sums[0], expected.numpy(), rtol=1e-3)
+    _convert(
+        "--model", tiny_gpt2, "--imatrix", out, "--qtype", "iq2_xs", "-o", tmp_path, cache=tmp_path / "cache"
+    )

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ggtool.calibration.gguf_gptq.inputs import Inputs, Summary
-from ggtool.calibration.gguf_gptq.matrix import DAMPING, costs, packed, round_matrix
+from ggtool.calibration.gguf_gptq.matrix import DAMPING, costs, descend, packed, round_matrix
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.errors import MeasureError
+from ggtool.gguf.grids import GRIDS, split_rows
 
 Floats = npt.NDArray[np.float32]
 # Strengths of the correction for the error of what comes before.
@@ -29,7 +30,8 @@ class Rounded:
     Attributes:
         data: its bytes, row after row. weights: what llama.cpp makes of them, float32 (n_rows, n_columns).
         bias: the corrected bias, where there is one. strength: of the target's correction.
-        error, stock_error: mean squared output error on the chunks it was not fitted on, ours and llama.cpp's own rounding.
+        error, stock_error: mean squared output error on the chunks it was not fitted on, ours and of llama.cpp's own rounding,
+            or of the file that was refined.
 
     """
 
@@ -41,18 +43,18 @@ class Rounded:
     stock_error: float
 
     @property
-    def facts(self) -> dict[str, float | str]:
+    def facts(self) -> dict[str, float]:
         """What the recipe records of it."""
         return {
-            "rounding": "llama.cpp" if self.is_stock else "gptq",
+            "improved": not self.is_stock,
             "correction": self.strength,
             "error": self.error,
-            "error_llama_cpp": self.stock_error,
+            "error_before": self.stock_error,
         }
 
     @property
     def is_stock(self) -> bool:
-        """Whether llama.cpp's own bytes were kept."""
+        """Whether llama.cpp's own bytes, or those of the file, were kept."""
         return not self.error < self.stock_error
 
 
@@ -77,15 +79,24 @@ def round_layer(
     importance: Floats | None,
     threads: int,
     damping: float = DAMPING,
+    present: npt.NDArray[np.uint8] | None = None,
 ) -> Rounded:
-    """Round `weights` (n_rows, n_columns); importance: what llama.cpp weighs its own rounding with, float32 (n_columns,)."""
+    """Round `weights` (n_rows, n_columns); importance: what llama.cpp weighs its own rounding with, float32 (n_columns,).
+
+    present: bytes of a file that is there, to be refined: they take the place of llama.cpp's, and nothing is rounded anew.
+    """
     fitted, judged = (one.summary(centred=bias is not None) for one in (moments.fitted, moments.judged))
     exact = torch.from_numpy(weights).to(fitted.hessian)
     cost = costs(fitted.hessian.cpu().numpy(), damping)
     strength, target = _target(exact, fitted, judged, damping)
-    parts = round_matrix(type_name, target.cpu().numpy(), cost, importance, threads)
+    aim = target.cpu().numpy()
+    if present is None:
+        stock = quantize_rows(type_name, weights, importance)
+        parts = round_matrix(type_name, aim, cost, importance, threads)
+    else:
+        stock = present
+        parts = descend(GRIDS[type_name], split_rows(type_name, stock, weights.shape[1]), aim, cost, threads)
     ours = packed(type_name, parts)
-    stock = quantize_rows(type_name, weights, importance)
     widened = [dequantize_rows(type_name, data, weights.shape[1]) for data in (ours, stock)]
     error, stock_error = (
         float(judged.errors(torch.from_numpy(one).to(exact), exact).sum()) for one in widened

@@ -22,8 +22,10 @@ from ggtool.conversion.architectures import find_architecture
 from ggtool.errors import UsageError
 from ggtool.gguf.grids import GRIDS
 from ggtool.gguf.imatrix import ImportanceMatrix
+from ggtool.gguf.model import Artifact
 from ggtool.source.resolve import ModelSource
 from ggtool.system import worker
+from ggtool.system.files import file_sha256
 from ggtool.system.progress import Progress
 
 # Of the calibration text, unless --calibration-chunks says otherwise.
@@ -40,52 +42,67 @@ class RoundedModel:
 
     @property
     def n_improved(self) -> int:
-        """The number of matrices that are not as llama.cpp would have made them."""
-        return sum(one["rounding"] == "gptq" for one in self.facts.values())
+        """The number of matrices that are not as llama.cpp, or the file before, had them."""
+        return sum(bool(one["improved"]) for one in self.facts.values())
 
     @property
     def relative_error(self) -> float:
-        """The geometric mean over matrices of our output error over llama.cpp's, on text that was not fitted on."""
+        """The geometric mean over matrices of our output error over that before, on text that was not fitted on."""
         ratios = [
-            min(one["error"] / one["error_llama_cpp"], 1.0)
+            min(one["error"] / one["error_before"], 1.0)
             for one in self.facts.values()
-            if one["error_llama_cpp"] > 0
+            if one["error_before"] > 0
         ]
         return float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-12))))) if ratios else 1.0
+
+
+def recipe(calibration: Calibration, made: RoundedModel) -> str:
+    """Return in few words what went into a file, the most telling first: there may be no room for all."""
+    n_chunks, n_ctx = calibration.chunks.shape
+    return (
+        f"error {made.relative_error:.3f}, {made.n_improved}/{len(made.facts)} matrices, {n_chunks}x{n_ctx} tokens, "
+        f"text {calibration.text_sha256[:16]}"
+    )
 
 
 def check_source(source: ModelSource) -> None:
     """Raise UsageError for a checkpoint that the method cannot be used on."""
     if find_architecture(source.config) is None:
         raise UsageError(
-            f"--method gptq knows ggtool's own architectures (`ggtool formats --architectures`), and {source.name} is not of one."
+            f"error feedback knows ggtool's own architectures (`ggtool formats --architectures`), and {source.name} is not of one."
         )
     if not source.is_plain:
         raise UsageError(
-            f"--method gptq starts from plain float weights, and those of {source.name} are packed or an adapter's."
+            f"error feedback starts from plain float weights, and those of {source.name} are packed or an adapter's."
         )
 
 
 def round_model(
     source: ModelSource,
     types: Mapping[str, str],
-    imatrix: ImportanceMatrix,
+    imatrix: ImportanceMatrix | None,
     calibration: Calibration,
     *,
     device: Literal["cpu", "cuda"],
     threads: int,
     progress: Progress,
+    present: Artifact | None = None,
 ) -> RoundedModel:
     """Return the tensors of a file of these `types`; progress counts the model's blocks and its head.
+
+    present: a file to be refined instead of rounding anew.
 
     Raises MeasureError with the reason when the child cannot make them.
     """
     check_source(source)
-    importance = {name: entry.weights() for name, entry in imatrix.entries.items()}
+    entries = {} if imatrix is None else imatrix.entries
+    importance = {name: entry.weights() for name, entry in entries.items()}
     digest = hashlib.sha256(json.dumps(sorted(types.items())).encode())
     for name in sorted(importance):
         digest.update(name.encode() + importance[name].tobytes())
     digest.update(calibration.sha256.encode())
+    if present is not None:
+        digest.update(file_sha256(present.path).encode())
     folder = rounded_folder(source) / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if any(kind in GRIDS for kind in types.values()):
@@ -102,6 +119,7 @@ def round_model(
                 folder=folder.resolve(),
                 threads=threads,
                 device=device,
+                present=None if present is None else present.path.resolve(),
             )
             worker.run(job, progress)
     tensors, facts = read_all(folder)

@@ -29,6 +29,7 @@ from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.gguf.grids import GRIDS
+from ggtool.gguf.header import read_header
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
 from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.packed import fill
@@ -56,17 +57,40 @@ class _StopHere(Exception):  # noqa: N818  # no error: a layer's input was heard
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made: the tensor type of each tensor of the file, llama.cpp's importance of each input, and where steps are kept."""
+    """What is to be made.
+
+    Attributes:
+        types: the tensor type of each tensor of the file.
+        importance: llama.cpp's importance of each input, float32 (n_matrices, n_per_row).
+        folder: where steps are kept.
+        present: a file that is there and is to be refined; None to round anew.
+
+    """
 
     types: Mapping[str, str]
     importance: Mapping[str, Floats]
     folder: Path
     threads: int
+    present: Path | None = None
+
+    def bytes_before(self, weight: ModelTensor) -> npt.NDArray[np.uint8]:
+        """Return a matrix as the file has it, or as llama.cpp rounds it."""
+        if self.present is not None:
+            return self.stored(weight.name)
+        found = self.importance.get(weight.name)
+        own = None if found is None else np.ascontiguousarray(found[0])
+        return quantize_rows(self.types[weight.name], weight.rows(0, weight.n_rows), own)
+
+    def stored(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return a tensor's bytes in the file that is refined."""
+        assert self.present is not None
+        tensor = next(one for one in read_header(self.present).tensors if one.name == name)
+        return np.fromfile(self.present, np.uint8, tensor.n_bytes, offset=tensor.offset)
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A linear layer, and the GGUF tensors that it becomes; `order` is the layer's output of each row of the matrix."""
+class Layer:
+    """A linear layer or a table, and the GGUF tensors that it becomes; `order` is the layer's output of each row of the matrix."""
 
     weight: ModelTensor
     bias: ModelTensor | None
@@ -87,7 +111,7 @@ def quantize_model(
     refuse_quantized(source.folder)
     model = skeleton(source.folder)
     tensors = match_tensors(source.folder, model)
-    layers = _layers(model, tensors, read_model(source).tensors)
+    layers = find_layers(model, tensors, read_model(source).tensors)
     names = block_names(model)
     held = {
         name: {key: tensors.pop(key) for key in [*tensors] if key.startswith(f"{name}.")} for name in names
@@ -117,9 +141,9 @@ def quantize_model(
     progress(len(names) + 1, len(names) + 1)
 
 
-def _layers(
+def find_layers(
     model: PreTrainedModel, tensors: Mapping[str, LazyTensor], found: Sequence[ModelTensor]
-) -> dict[str, _Layer]:
+) -> dict[str, Layer]:
     """Return the layers whose weights become a matrix of the file, by their first name in the model."""
     by_stored = {tensor.source.name: tensor for tensor in found}
     layers = {}
@@ -128,7 +152,7 @@ def _layers(
         weight = by_stored.get(tensors[f"{name}.weight"].name)
         if weight is not None:
             bias = tensors.get(f"{name}.bias")
-            layers[name] = _Layer(
+            layers[name] = Layer(
                 weight,
                 None if bias is None else by_stored.get(bias.name),
                 _order(weight, 1 if isinstance(matrix.modules[0], Conv1D) else 0),
@@ -225,7 +249,7 @@ def _input(blocks: Blocks, index: int, chunk: int, module: nn.Module, name: str)
     return heard[0]
 
 
-def _round_block(pair: _Pair, layers: Mapping[str, _Layer], plan: Plan, step: str) -> None:
+def _round_block(pair: _Pair, layers: Mapping[str, Layer], plan: Plan, step: str) -> None:
     """Round the layers of one block in place, or take them from the step's file."""
     path = step_path(plan.folder, step)
     stored = read_step(path)
@@ -251,7 +275,7 @@ def _round_block(pair: _Pair, layers: Mapping[str, _Layer], plan: Plan, step: st
 
 
 def _round_head(
-    model: PreTrainedModel, pair: _Pair, chunks: Tensor, layers: Mapping[str, _Layer], plan: Plan
+    model: PreTrainedModel, pair: _Pair, chunks: Tensor, layers: Mapping[str, Layer], plan: Plan
 ) -> None:
     """Round the output matrix by what comes out of the last block; a tied one is the table of tokens too."""
     path = step_path(plan.folder, HEAD)
@@ -274,7 +298,7 @@ def _round_head(
     write_step(path, tensors, facts)
 
 
-def _round(layer: _Layer, moments: Moments, plan: Plan, damping: float) -> Rounded:
+def _round(layer: Layer, moments: Moments, plan: Plan, damping: float) -> Rounded:
     weight, bias = layer.weight, layer.bias
     rows = weight.rows(0, weight.n_rows)
     weight.source.release()
@@ -286,6 +310,7 @@ def _round(layer: _Layer, moments: Moments, plan: Plan, damping: float) -> Round
         _importance(plan, weight),
         plan.threads,
         damping,
+        None if plan.present is None else plan.stored(weight.name),
     )
 
 
@@ -295,7 +320,7 @@ def _importance(plan: Plan, weight: ModelTensor) -> Floats | None:
 
 
 def _keep(
-    layer: _Layer,
+    layer: Layer,
     rounded: Rounded,
     tensors: dict[str, npt.NDArray[Any]],
     facts: dict[str, dict[str, Any]],
@@ -306,17 +331,17 @@ def _keep(
     facts[layer.weight.name] = rounded.facts
 
 
-def _restore(module: nn.Module, layer: _Layer, stored: Mapping[str, npt.NDArray[Any]], plan: Plan) -> None:
-    """Put a stored step's weights into a layer, or llama.cpp's own rounding where there are none."""
+def _restore(module: nn.Module, layer: Layer, stored: Mapping[str, npt.NDArray[Any]], plan: Plan) -> None:
+    """Put a stored step's weights into a layer, or what was there before where there are none."""
     weight, type_name = layer.weight, plan.types[layer.weight.name]
     data = stored.get(weight.name)
     if data is None:
-        data = quantize_rows(type_name, weight.rows(0, weight.n_rows), _importance(plan, weight))
+        data = plan.bytes_before(weight)
     bias = stored.get(layer.bias.name) if layer.bias is not None else None
     _put(module, layer, dequantize_rows(type_name, data, weight.n_per_row), bias)
 
 
-def _put(module: nn.Module, layer: _Layer, rows: Floats, bias: Floats | None) -> None:
+def _put(module: nn.Module, layer: Layer, rows: Floats, bias: Floats | None) -> None:
     """Put a matrix of the file, and a bias, into the layer that it came from."""
     turned = np.empty_like(rows)
     turned[layer.order] = rows
@@ -330,7 +355,7 @@ def _put(module: nn.Module, layer: _Layer, rows: Floats, bias: Floats | None) ->
         own.data = torch.from_numpy(turned_bias).to(own)
 
 
-def _round_table(model: PreTrainedModel, layers: Mapping[str, _Layer], plan: Plan) -> None:
+def _round_table(model: PreTrainedModel, layers: Mapping[str, Layer], plan: Plan) -> None:
     """Put llama.cpp's own rounding of the token table into the model, if the file has it rounded."""
     table = model.get_input_embeddings()
     for name, layer in layers.items():
