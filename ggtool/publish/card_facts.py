@@ -20,7 +20,8 @@ Protocol = tuple[str, str, int, int, int]
 class CardFile:
     """One model in one format: `parts` are (name, bytes, sha256) of its files, `sha256` what records know it by.
 
-    qtype is the quant type's name, bpw its bits per weight over all tensors, imatrix whether one was used.
+    qtype is the quant type's name, bpw its bits per weight over all tensors, imatrix whether one was used, method
+    what the file says of how its weights were rounded ("gptq: ..." or "refined: ..."), empty for llama.cpp's own rounding.
     """
 
     qtype: str
@@ -28,6 +29,7 @@ class CardFile:
     imatrix: bool
     sha256: str
     parts: tuple[tuple[str, int, str], ...]
+    method: str = ""
 
     @property
     def name(self) -> str:
@@ -41,7 +43,9 @@ class CardFile:
 
     @property
     def label(self) -> str:
-        """The quant type, and whether an importance matrix went into it."""
+        """The quant type, and what went into it beside: error feedback, or an importance matrix."""
+        if self.method:
+            return f"{self.qtype} + {self.method.partition(':')[0]}"
         return f"{self.qtype} + imatrix" if self.imatrix else self.qtype
 
 

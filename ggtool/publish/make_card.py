@@ -10,6 +10,7 @@ from typing import Any
 
 from ggtool.errors import SourceError, UsageError
 from ggtool.gguf.header import GGUFHeader, read_header
+from ggtool.gguf.imatrix import METHOD_KEY
 from ggtool.gguf.model import Artifact, open_artifact
 from ggtool.publish.card import MARK, render_card
 from ggtool.publish.card_choice import first_choice
@@ -123,7 +124,8 @@ def _card_file(artifact: Artifact, folder: Path, progress: StageProgress) -> Car
     return CardFile(
         qtype=artifact.format,
         bpw=artifact.bpw,
-        imatrix="quantize.imatrix.file" in artifact.header.metadata,
+        imatrix=any(key.startswith("quantize.imatrix.") for key in artifact.header.metadata),
+        method=clean(artifact.header.metadata.get(METHOD_KEY)).strip(),
         sha256=hashes[0] if len(hashes) == 1 else artifact.sha256,
         parts=parts,
     )

@@ -14,12 +14,17 @@ import gguf
 import matplotlib.image
 import numpy as np
 import pytest
+from gguf.constants import GGUFValueType
+from gguf.gguf_writer import GGUFValue
 from huggingface_hub import ModelCard
 from sample_record import RECORD
 from writable_hub import writable_hub
 
 from ggtool.cli.card import card as run_card
 from ggtool.errors import OutputError, UsageError
+from ggtool.gguf.edit import Changes, edit
+from ggtool.gguf.imatrix import METHOD_KEY
+from ggtool.gguf.writer import pack
 from ggtool.publish.card_choice import choices
 from ggtool.publish.card_facts import CardFile, match
 from ggtool.results.records import EvalRecord
@@ -132,6 +137,16 @@ def test_the_table_holds_the_records_and_blanks_elsewhere(
     assert found[NAMES[1]][3:] == ["–"] * 5
     assert "on A CPU, 2 threads" in (models / "README.md").read_text()
     assert found[NAMES[2]][7] == "Smallest of those measured; perplexity +4.13 % on F16."
+
+
+def test_a_file_rounded_with_error_feedback_is_said_to_be(models: Path) -> None:
+    said = "gptq: error 0.629, 33/33 matrices, 128x512 tokens"
+    pairs = pack({METHOD_KEY: GGUFValue(f"{said}   ", GGUFValueType.STRING)})
+    edit(models / NAMES[2], Changes(set=pairs))
+    card = write(models)
+    assert f"- `{NAMES[2]}`: {said}\n" in card
+    assert card.count("error feedback") == 1
+    assert "Q4_0 + gptq" in rows(card)[NAMES[2]]
 
 
 def test_a_record_of_another_file_counts_for_nothing(models: Path) -> None:
