@@ -26,7 +26,8 @@ cluster, nodes = Cluster(), []
 for number, cache in enumerate(caches):
     os.environ["GGTOOL_CACHE"] = cache
     more = {"temp_dir": folder, "include_dashboard": False, "no_monitor": True} if number == 0 else {}
-    nodes.append(cluster.add_node(num_cpus=n_cpus, include_log_monitor=False, **more))
+    nodes.append(cluster.add_node(wait=False, num_cpus=n_cpus, include_log_monitor=False, **more))
+cluster.wait_for_nodes(120)
 print(json.dumps({"address": cluster.address}), flush=True)
 for line in sys.stdin:
     cluster.remove_node(nodes[int(line)], allow_graceful=False)
@@ -38,9 +39,11 @@ cluster.shutdown()
 class RayNodes:
     """The address of a running cluster, the nodes' caches, and a way to lose a node."""
 
-    def __init__(self, process: subprocess.Popen[str], caches: list[Path]) -> None:
+    def __init__(self, process: subprocess.Popen[str], caches: list[Path], log: Path) -> None:
         self._process = process
+        self._log = log
         self.caches = caches
+        self.pid = process.pid
         self.address = str(self._answer()["address"])
 
     def kill(self, number: int) -> None:
@@ -53,7 +56,7 @@ class RayNodes:
     def _answer(self) -> dict[str, object]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, "the cluster did not start"
+        assert line, self._log.read_text()[-3000:]
         return json.loads(line)
 
 
@@ -82,7 +85,7 @@ def ray_nodes(folder: Path, n_nodes: int, n_cpus: float = 1) -> Iterator[RayNode
             env={**os.environ, **quiet},
         )
         try:
-            yield RayNodes(process, caches)
+            yield RayNodes(process, caches, folder / "cluster.log")
         finally:
             assert process.stdin is not None
             process.stdin.close()

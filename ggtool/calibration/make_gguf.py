@@ -21,7 +21,7 @@ from ggtool.conversion.metadata_overrides import split_pair
 from ggtool.conversion.options import Options, TypeRules
 from ggtool.conversion.recipe import Recipe, read_recipe, recipe_path, write_recipe
 from ggtool.conversion.tensor_types import find_tensor_type
-from ggtool.errors import OutputError, UsageError
+from ggtool.errors import GgtoolError, OutputError, UsageError
 from ggtool.formats import Format, dense_qtypes, find_qtype, split_list
 from ggtool.gguf.imatrix import ImportanceMatrix, read_imatrix
 from ggtool.source.lora import Adapter, is_adapter, read_adapter
@@ -33,6 +33,7 @@ from ggtool.system.progress import Notify, StageProgress
 
 if TYPE_CHECKING:
     from ggtool.calibration.gguf_mix import SizeTarget
+    from ggtool.calibration.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,13 @@ class MadeFiles:
     link: Path | None
 
 
-def make_gguf(request: ConvertRequest, notify: Notify, progress: StageProgress) -> MadeFiles:
-    """Convert as asked. Raises what `ggtool.conversion.convert.convert` raises, before any work if it can."""
+def make_gguf(
+    request: ConvertRequest, notify: Notify, progress: StageProgress, spread: Spread | None = None
+) -> MadeFiles:
+    """Convert as asked, on the nodes of `spread` if there are any.
+
+    Raises what `ggtool.conversion.convert.convert` raises, before any work if it can.
+    """
     check_request(request)
     recipe = read_recipe(request.recipe) if request.recipe else None
     formats = [recipe.format] if recipe else _formats(request)
@@ -102,7 +108,7 @@ def make_gguf(request: ConvertRequest, notify: Notify, progress: StageProgress) 
     if options.split_max_bytes is None:
         for fmt in formats:
             refuse_existing(paths(fmt), force=request.force)
-    made, recipe = _make(request, source, formats, options, recipe, paths, progress)
+    made, recipe = _make(request, source, formats, options, recipe, paths, progress, spread)
     if recipe and not request.recipe:
         write_recipe(recipe_path(paths(recipe.format)), recipe, force=request.force)
     # llama.cpp derives the other parts' names from the first one's, so a link to a split model would not open.
@@ -162,18 +168,25 @@ def _make(
     recipe: Recipe | None,
     paths: Callable[[Format], Path],
     progress: StageProgress,
+    spread: Spread | None,
 ) -> tuple[list[Converted], Recipe | None]:
     threads = request.threads or usable_cpus()
     if request.calibration:
-        from ggtool.calibration.imatrix import calibrate
+        from ggtool.calibration.imatrix import cached_imatrix, calibrate
 
+        # A chosen mix may quantize the output matrix strongly too, so its inputs are collected as well.
+        n_chunks, output = request.calibration_chunks, request.target is not None
+        path = cached_imatrix(source, request.calibration, n_chunks=n_chunks, output=output)
+        if spread is not None and not path.exists():
+            spread.imatrix(
+                source, request.calibration, path, threads=threads, n_chunks=n_chunks, output=output
+            )
         made = calibrate(
             source,
             request.calibration,
             threads,
-            n_chunks=request.calibration_chunks,
-            # A chosen mix may quantize the output matrix strongly too, so its inputs are collected as well.
-            output=request.target is not None,
+            n_chunks=n_chunks,
+            output=output,
             progress=progress,
         )
         options = replace(options, imatrix=made)
@@ -184,6 +197,13 @@ def _make(
 
         recipe = choose_recipe(source, request.target, options, request.calibration, threads, progress)
         formats, options = [recipe.format], replace(options, recipe=recipe.tensors)
+    if spread is not None:
+        rounding = request if request.method == "gptq" else None
+        ends = spread.convert(source, {fmt: paths(fmt) for fmt in formats}, options, threads, rounding)
+        for end in ends.values():
+            if isinstance(end, GgtoolError):
+                raise end  # the files that were made stay
+        return [end for end in ends.values() if isinstance(end, Converted)], recipe
     # Rounded tensors belong to one quant type, so such files are written one at a time.
     groups = [formats] if request.method == "imatrix" else [[fmt] for fmt in formats]
     files: list[Converted] = []
@@ -194,7 +214,7 @@ def _make(
             paths,
             options=options
             if request.method == "imatrix"
-            else _rounded(request, source, group[0], options, threads, progress),
+            else rounded(request, source, group[0], options, threads, progress),
             force=request.force,
             threads=threads,
             progress=lambda done, total, _: progress("converting", done, total),
@@ -202,7 +222,7 @@ def _make(
     return files, recipe
 
 
-def _rounded(
+def rounded(
     request: ConvertRequest,
     source: ModelSource,
     fmt: Format,

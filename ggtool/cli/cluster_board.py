@@ -22,9 +22,12 @@ _EVERY_S = 0.2
 
 
 class ClusterBoard:
-    """A Watch that shows the nodes, what each does and how far it is, and how many of the rows are done."""
+    """A Watch that shows the nodes, what each does and how far it is, and how many of the rows are done.
 
-    def __init__(self, n_rows: int, scheduler: Scheduler, *, quiet: bool) -> None:
+    n_rows None: nothing that has rows is done.
+    """
+
+    def __init__(self, n_rows: int | None, scheduler: Scheduler, *, quiet: bool) -> None:
         self.records: list[EvalRecord] = []
         self.n_done = 0
         self._n_rows = n_rows
@@ -75,7 +78,7 @@ class ClusterBoard:
         self._show()
 
     def _eta(self) -> str:
-        measured, left = self.n_done - self._n_kept, self._n_rows - self.n_done
+        measured, left = self.n_done - self._n_kept, (self._n_rows or 0) - self.n_done
         if not measured or not left:
             return ""
         passed = time.monotonic() - self._started_s
@@ -95,7 +98,7 @@ class ClusterBoard:
                 str(self._works_done.get(node.id, 0)),
                 Text(doing),
             )
-        line = f"{self.n_done} of {self._n_rows} rows done{self._eta()}"
+        line = "" if self._n_rows is None else f"{self.n_done} of {self._n_rows} rows done{self._eta()}"
         self._live.update(Group(table, Text(line)), refresh=True)
 
 

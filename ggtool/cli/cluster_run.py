@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ggtool.cli.console import notifier, progress_bar
+from ggtool.calibration.spread import Spread
+from ggtool.cli.cluster_board import ClusterBoard
+from ggtool.cli.console import notifier
 from ggtool.cli.ray_flag import open_scheduler
 from ggtool.evaluation.node_facts import PACKED
 from ggtool.evaluation.plan import Plan, plan
@@ -30,8 +32,9 @@ def planned_on_ray(
             request = replace(request, threads=int(min(node.cpus for node in nodes)))
         if request.device == "auto":
             request = replace(request, device="cuda" if _gpus(nodes) else "cpu")
-        with progress_bar(quiet=quiet) as update:
-            what = plan(request, notify, update, is_elsewhere=True)
+        board = ClusterBoard(None, scheduler, quiet=quiet)
+        with board.live():
+            what = plan(request, notify, lambda stage, done, total: None, spread=Spread(scheduler, board))
         yield what, scheduler
 
 

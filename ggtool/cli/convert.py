@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +21,11 @@ from ggtool.cli.flags import (
     Threads,
     TrustRemoteCode,
 )
+from ggtool.cli.ray_flag import RayAddress
+from ggtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from ggtool.calibration.make_gguf import MadeFiles
+    from ggtool.calibration.make_gguf import ConvertRequest, MadeFiles
     from ggtool.conversion.convert import Converted, FilePlan
     from ggtool.conversion.lora import ConvertedAdapter
 
@@ -127,6 +130,7 @@ def convert(
         bool, typer.Option("--dry-run", help="Only print size, bits per weight and memory of each file.")
     ] = False,
     threads: Threads = 0,
+    ray: RayAddress = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -141,6 +145,8 @@ def convert(
     [bold]ggtool convert --qtype q4_k_m --calibration text.txt --method gptq[/bold]
 
     [bold]ggtool convert --dry-run[/bold]
+
+    [bold]ggtool convert --qtype all --ray head-node:6379[/bold]
 
     [bold]ggtool convert --model ./my-lora --base ./my-llama --merge --qtype q4_k_m[/bold]
     """
@@ -178,19 +184,43 @@ def convert(
         force=force,
     )
     notify = notifier(quiet=quiet)
+    if ray is not None and (dry_run or split_max_size or is_adapter_request(request)):
+        raise UsageError(
+            "--ray spreads quant types over nodes, each a file: leave it out with --dry-run, --split-max-size and adapters."
+        )
     if is_adapter_request(request) and not dry_run:
         _print_adapters(make_adapter(request, notify), as_json=json_)
         return
     if dry_run:
         _print_plans(plan_gguf(request, notify), as_json=json_)
         return
-    with progress_bar(quiet=quiet) as update:
-        made = api.convert(request, notify=notify, progress=update)
+    if ray is not None:
+        made = _on_ray(ray, request, quiet=quiet)
+    else:
+        with progress_bar(quiet=quiet) as update:
+            made = api.convert(request, notify=notify, progress=update)
     if manifest:
         _write_manifests(made, threads)
     for note in made.files[0].plan.notes:
         notify(note)
     _print(made, as_json=json_)
+
+
+def _on_ray(address: str, request: ConvertRequest, *, quiet: bool) -> MadeFiles:
+    """Convert on the nodes of a Ray cluster; with no --threads each quant type takes one."""
+    from ggtool.calibration.make_gguf import make_gguf
+    from ggtool.calibration.spread import Spread
+    from ggtool.cli.cluster_board import ClusterBoard
+    from ggtool.cli.console import notifier
+    from ggtool.cli.ray_flag import open_scheduler
+
+    notify = notifier(quiet=quiet)
+    with open_scheduler(address, frozenset(), notify) as scheduler:
+        board = ClusterBoard(None, scheduler, quiet=quiet)
+        with board.live():
+            spread = Spread(scheduler, board)
+            request = replace(request, threads=request.threads or 1)
+            return make_gguf(request, notify, lambda stage, done, total: None, spread)
 
 
 def _write_manifests(made: MadeFiles, threads: int) -> None:

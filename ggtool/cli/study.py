@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ggtool.cli.flags import DeviceOption, Json, Model, Quiet, Revision, Threads, WaitForQuiet
+from ggtool.cli.ray_flag import RayAddress
 from ggtool.errors import MeasureError
+from ggtool.system.schedule.work import Node, Scheduler, Silent, Watch, Work
 
 if TYPE_CHECKING:
-    from ggtool.evaluation.plan import Plan, Target
+    from ggtool.evaluation.plan import Plan
     from ggtool.evaluation.request import EvalRequest
     from ggtool.evaluation.samples import SampleSettings
     from ggtool.results.samples import Sample
-    from ggtool.source.resolve import ModelSource
+    from ggtool.system.progress import StageProgress
 
 
 def study(
@@ -55,6 +57,7 @@ def study(
     wait_for_quiet: WaitForQuiet = None,
     threads: Threads = 0,
     device: DeviceOption = "auto",
+    ray: RayAddress = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,56 +82,81 @@ def study(
     }
     request = request_from(read_experiment(find_preset("study")), flags)
     settings = SampleSettings(prompts=tuple(prompt or PROMPTS), n_predict=n_predict, seed=seed)
-    run(request, settings, out, as_json=json_, quiet=quiet)
+    run(request, settings, out, ray, threads, as_json=json_, quiet=quiet)
 
 
-def run(request: EvalRequest, settings: SampleSettings, out: Path, *, as_json: bool, quiet: bool) -> None:
-    """Do all of it in the folder `out`; MeasureError at the end if a format failed."""
-    from ggtool.cli.board import measure
+def run(
+    request: EvalRequest,
+    settings: SampleSettings,
+    out: Path,
+    ray: str | None,
+    threads: int,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Do all of it in the folder `out`, on a Ray cluster if one is named; MeasureError at the end if a format failed."""
+    from ggtool.cli.board import measure, measure_on
     from ggtool.cli.console import notifier, progress_bar
     from ggtool.cli.make_report import make_report
     from ggtool.cli.records import refuse_failures
     from ggtool.cli.report import SAMPLES, print_paths
+    from ggtool.evaluation.evaluate import here
     from ggtool.evaluation.plan import plan
-    from ggtool.source.resolve import resolve
 
     notify = notifier(quiet=quiet)
     with _stopped(out):
-        with progress_bar(quiet=quiet) as update:
-            what = plan(request, notify, update)
-        source = resolve(
-            request.model, request.revision, lambda _: None
-        )  # the plan has already told the user which
-        records = measure(what, out / "results.jsonl", quiet=quiet)
-        _write_samples(what, source, settings, out / SAMPLES, quiet=quiet)
+        if ray is None:
+            with progress_bar(quiet=quiet) as update:
+                what = plan(request, notify, update)
+            records = measure(what, out / "results.jsonl", quiet=quiet)
+            with progress_bar(quiet=quiet) as update:
+                _write_samples(what, settings, out / SAMPLES, here(what), _Bar(update))
+        else:
+            from ggtool.cli.cluster_board import ClusterBoard
+            from ggtool.cli.cluster_run import planned_on_ray
+
+            with planned_on_ray(ray, request, threads, quiet=quiet) as (what, scheduler):
+                records = measure_on(scheduler, what, out / "results.jsonl", quiet=quiet)
+                board = ClusterBoard(None, scheduler, quiet=quiet)
+                with board.live():
+                    _write_samples(what, settings, out / SAMPLES, scheduler, board)
         command = shlex.join(["ggtool", *sys.argv[1:]])
-        paths = make_report(out / "results.jsonl", out, source, None, out / SAMPLES, [command], notify)
+        paths = make_report(out / "results.jsonl", out, what.source, None, out / SAMPLES, [command], notify)
     print_paths(paths, as_json=as_json)
     refuse_failures(records)
 
 
+class _Bar(Silent):
+    """Tells a progress bar how far a work is."""
+
+    def __init__(self, update: StageProgress) -> None:
+        self._update = update
+
+    def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:  # noqa: ARG002
+        """Show it."""
+        self._update(work.label, done, total)
+
+
 def _write_samples(
-    what: Plan, source: ModelSource, settings: SampleSettings, path: Path, *, quiet: bool
+    what: Plan, settings: SampleSettings, path: Path, scheduler: Scheduler, watch: Watch
 ) -> None:
     """Write the texts of all formats, the file whole after each format."""
-    from ggtool.cli.console import progress_bar
     from ggtool.evaluation.samples import make_samples
     from ggtool.results.samples import read_samples, samples_json
     from ggtool.system.atomic import atomic_output
 
+    assert what.source is not None
     known = read_samples(path) if path.is_file() else []
     made: list[Sample] = []
-    with progress_bar(quiet=quiet) as update:
-
-        def relay(target: Target, done: int, total: int) -> None:
-            update(f"{target.label}: writing", done, total)
-
-        for samples in make_samples(what, source, settings, known, relay):
-            made += samples
-            later = {sample.key for sample in made}
-            kept = [sample for sample in known if sample.key not in later]
-            with atomic_output(path, force=True) as temporary:
-                temporary.write_text(samples_json([*made, *kept]), encoding="utf-8")
+    for samples in make_samples(what, what.source, settings, known, scheduler, watch):
+        made += samples
+        later = {sample.key for sample in made}
+        kept = [sample for sample in known if sample.key not in later]
+        with atomic_output(path, force=True) as temporary:
+            temporary.write_text(samples_json([*made, *kept]), encoding="utf-8")
+    order = {target.label: number for number, target in enumerate(what.targets)}
+    made.sort(key=lambda sample: order[sample.format])  # stable: prompts stay in their order
     with atomic_output(path, force=True) as temporary:  # drops texts that are no longer asked for
         temporary.write_text(samples_json(made), encoding="utf-8")
 

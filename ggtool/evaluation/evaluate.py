@@ -16,7 +16,7 @@ from ggtool.evaluation.jobs import TASKS, MemoryJob, QualityJob, Reference, Spee
 from ggtool.evaluation.node_facts import node_facts
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import Known, runtimes, target_keys
-from ggtool.evaluation.rows import files_of, needs_of, row_of
+from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of, smallest_gpu_bytes
 from ggtool.results.records import EvalRecord, part_from_dict
 from ggtool.system import worker
 from ggtool.system.schedule.local import LocalScheduler
@@ -43,12 +43,17 @@ def evaluate(what: Plan, progress: EvalProgress, known: Known | None = None) -> 
 
     Numbers in `known` (`ggtool.evaluation.record_keys.find_known`) are copied into the record and not measured again.
     """
-    scheduler = LocalScheduler(Node("", "this machine", facts=node_facts(runtimes(what))))
+    scheduler = here(what)
     for target in what.targets:
         one = replace(what, targets=(target,))
         for measured in measure_rows(one, scheduler, _Relay(progress, target), known):
             if measured.is_whole:
                 yield measured.record
+
+
+def here(what: Plan) -> LocalScheduler:
+    """Return the scheduler that does a plan's works on this machine, one after the other."""
+    return LocalScheduler(Node("", "this machine", facts=node_facts(runtimes(what))))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def measure_rows(
     """
     kept = known or {}
     kind = _commonest_kind(scheduler.nodes)
-    gpu_bytes = min((node.facts.gpu_bytes for node in scheduler.nodes if node.gpus), default=0)
+    gpu_bytes = smallest_gpu_bytes(scheduler.nodes)
     open_rows = {target: _OpenRow(what, target, kept.get(target, {})) for target in what.targets}
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name:
         folder = Path(name)
@@ -86,7 +91,7 @@ def measure_rows(
                     Work(
                         f"{number} {task}",
                         f"{target.label}: {task}",
-                        "ggtool.evaluation.rows:run_row",
+                        RUN_ROW,
                         row_of(what, job, timeout_s),
                         needs_of(what, job, alone=task in ALONE, kind=kind, gpu_bytes=gpu_bytes),
                         files_of(what, job),

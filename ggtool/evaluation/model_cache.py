@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ggtool.calibration.imatrix import cached_imatrix, calibrate
-from ggtool.calibration.packed import cached_packed, make_packed, read_calibration
+from ggtool.calibration.packed import Calibration, cached_packed, make_packed, read_calibration
+from ggtool.calibration.spread import Spread
 from ggtool.conversion.cached import gguf_folder
 from ggtool.conversion.convert import convert
 from ggtool.conversion.options import Options
@@ -32,12 +33,16 @@ from ggtool.system.progress import StageProgress
 
 @dataclass(frozen=True)
 class Making:
-    """How files are made: the text that calibrates, its chunks (None is the default, 0 all), where to compute."""
+    """How files are made: the text that calibrates, its chunks (None is the default, 0 all), where to compute.
+
+    spread: the nodes that make them; None is this machine.
+    """
 
     calibration: str | None
     calibration_chunks: int | None
     device: Literal["cpu", "cuda"]
     threads: int
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,10 @@ def make_files(
     wanted = [spec for spec in specs if isinstance(spec.what, Format) and spec.what.container == "gguf"]
     plain = [spec for spec in wanted if not spec.imatrix]
     weighted = [spec for spec in wanted if spec.imatrix]
-    found = _convert(source, plain, None, how.threads, progress, dry=dry) if plain else {}
+    found = _convert(source, plain, None, how, progress, dry=dry) if plain else {}
     if weighted:
         imatrix = _imatrix(source, how, progress, dry=dry)
-        found |= _convert(source, weighted, imatrix, how.threads, progress, dry=dry)
+        found |= _convert(source, weighted, imatrix, how, progress, dry=dry)
     return found | _pack(source, specs, how, progress, dry=dry)
 
 
@@ -71,9 +76,11 @@ def _imatrix(
 ) -> ImportanceMatrix | None:
     assert how.calibration is not None
     data, n_chunks = Path(how.calibration).expanduser(), how.calibration_chunks or 0
+    path = cached_imatrix(source, data, n_chunks=n_chunks)
     if dry:
-        path = cached_imatrix(source, data, n_chunks=n_chunks)
         return read_imatrix(path) if path.exists() else None
+    if how.spread is not None and not path.exists():
+        how.spread.imatrix(source, data, path, threads=how.threads, n_chunks=n_chunks)
     return calibrate(source, data, how.threads, n_chunks=n_chunks, progress=progress)
 
 
@@ -81,12 +88,12 @@ def _convert(
     source: ModelSource,
     specs: Sequence[Spec],
     imatrix: ImportanceMatrix | None,
-    threads: int,
+    how: Making,
     progress: StageProgress,
     *,
     dry: bool,
 ) -> dict[Spec, MadeFile]:
-    """Return the cache's file of each spec, made with `imatrix`, the missing ones in one pass over the checkpoint."""
+    """Return the cache's file of each spec, made with `imatrix`; here the missing ones in one pass over the checkpoint."""
     formats = {spec: spec.what for spec in specs if isinstance(spec.what, Format)}
     suffix = f"{WITH_IMATRIX}-{imatrix_sha256(imatrix)[:16]}" if imatrix is not None else ""
     folder = gguf_folder(source)
@@ -101,7 +108,7 @@ def _convert(
                 missing.__getitem__,
                 options=Options(imatrix=imatrix),
                 force=True,
-                threads=threads,
+                threads=how.threads,
                 progress=lambda done, total, _: progress("converting", done, total),
             )
         except OutputError:
@@ -111,7 +118,10 @@ def _convert(
         return None
 
     failures: dict[Format, GgtoolError | None] = {}
-    if missing and not dry:
+    if missing and not dry and how.spread is not None:
+        made = how.spread.convert(source, missing, Options(imatrix=imatrix), how.threads)
+        failures = {fmt: end for fmt, end in made.items() if isinstance(end, GgtoolError)}
+    elif missing and not dry:
         failure = attempt(list(missing))
         if isinstance(failure, UsageError | ArtifactError) and len(missing) > 1:
             failures = {fmt: attempt([fmt]) for fmt in missing}  # one format fails the pass of all
@@ -129,21 +139,35 @@ def _pack(
         return {}
     assert how.calibration is not None
     calibration = read_calibration(source, Path(how.calibration).expanduser(), how.calibration_chunks)
-    found = {}
-    for spec, fmt in wanted.items():
-        path = cached_packed(source, fmt, spec.components, calibration)
-        stage = f"calibrating {label(fmt.backend, spec.components)}"
-        failure = None
-        if not path.exists() and not dry:
-            try:
-                task = PackTask(source, fmt, spec.components, path, how.device, how.threads)
-                make_packed(task, calibration, partial(progress, stage))
-            except OutputError:
-                raise
-            except GgtoolError as error:
-                failure = error
-        found[spec] = _made(path, failure)
-    return found
+    tasks = {
+        spec: PackTask(
+            source,
+            fmt,
+            spec.components,
+            cached_packed(source, fmt, spec.components, calibration),
+            how.device,
+            how.threads,
+        )
+        for spec, fmt in wanted.items()
+    }
+    missing = [] if dry else [task for task in tasks.values() if not task.out.exists()]
+    if how.spread is not None:
+        failures = how.spread.pack(missing, calibration)
+    else:
+        failures = {task.out: _packed_here(task, calibration, progress) for task in missing}
+    return {spec: _made(task.out, failures.get(task.out)) for spec, task in tasks.items()}
+
+
+def _packed_here(task: PackTask, calibration: Calibration, progress: StageProgress) -> GgtoolError | None:
+    """Make a packed model in this machine's cache; return why it could not be made."""
+    stage = f"calibrating {label(task.format.backend, task.components)}"
+    try:
+        make_packed(task, calibration, partial(progress, stage))
+    except OutputError:
+        raise
+    except GgtoolError as error:
+        return error
+    return None
 
 
 def _made(path: Path, failure: GgtoolError | None) -> MadeFile:

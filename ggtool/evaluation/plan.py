@@ -17,6 +17,7 @@ from typing import Literal
 from ggtool import corpus
 from ggtool.backends import Engine, LoadOptions, has_rotary_positions, too_many_positions
 from ggtool.backends.device import choose_device
+from ggtool.calibration.spread import Spread
 from ggtool.corpus import Text, Tokens
 from ggtool.errors import MeasureError, UsageError
 from ggtool.evaluation.jobs import ModelToOpen, TokenizeJob
@@ -91,11 +92,11 @@ def plan(
     progress: StageProgress,
     *,
     dry: bool = False,
-    is_elsewhere: bool = False,
+    spread: Spread | None = None,
 ) -> Plan:
     """Resolve names, model, text, context and files; a dry plan makes no missing files.
 
-    is_elsewhere: other machines will measure, so that the device need not be one that this machine has.
+    spread: the nodes that make what is missing and will measure, so that the device need not be one that this machine has.
     Raises UsageError, SourceError, ArtifactError or OutputError.
     """
     request = _with_saved_model(request)
@@ -118,7 +119,7 @@ def plan(
     for spec in everything:
         if isinstance(spec.what, Path) and not spec.what.is_dir():
             open_artifact(spec.what)  # so that a damaged file is reported before a text is fetched
-    for_torch = not is_elsewhere and any(_runs_in_torch(spec) for spec in everything)
+    for_torch = spread is None and any(_runs_in_torch(spec) for spec in everything)
     device = choose_device(request.device, for_torch=for_torch)
     text = corpus.load_text(
         request.corpus,
@@ -133,7 +134,7 @@ def plan(
             _check_vocabulary(spec.what, source, text, tokens)
     tokens = tokens.first(request.max_tokens)
     cut(request.protocol, len(tokens.ids), request.n_ctx, n_chunks=request.n_chunks, stride=request.stride)
-    recipe = Making(request.calibration, request.calibration_chunks, device, request.threads)
+    recipe = Making(request.calibration, request.calibration_chunks, device, request.threads, spread)
     made = {} if source is None else make_files(source, everything, recipe, progress, dry=dry)
     _refuse_failures(specs, reference, made)
     targets = tuple(_target(spec, source, made) for spec in specs)

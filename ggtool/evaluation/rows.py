@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ggtool.calibration.spread import placed
 from ggtool.conversion.convert import convert
 from ggtool.evaluation.jobs import ModelJob, ModelToOpen
 from ggtool.evaluation.plan import Plan
 from ggtool.formats import Format
 from ggtool.source.resolve import ModelSource
 from ggtool.system import worker
-from ggtool.system.schedule.work import Files, Needs, Site
+from ggtool.system.schedule.work import Files, Needs, Node, Site
 from ggtool.system.worker import Outcome
 
+RUN_ROW = "ggtool.evaluation.rows:run_row"
 # Made at the speed of a disk, and larger than what takes time to make: a node that has the checkpoint makes them.
 MADE_ANYWHERE = frozenset({"F32", "F16", "BF16", "Q8_0"})
 # Python, torch and a runtime, before a model is opened.
@@ -42,9 +44,8 @@ class Row:
 def run_row(row: Row, site: Site) -> Outcome:
     """Do a row's job in a child process on this node. Raises what `ggtool.system.worker.run` raises."""
     job = row.job
-    checkpoint = None if row.source is None else site.place(row.source.folder)
-    if checkpoint is not None and row.source is not None and isinstance(job, ModelJob):
-        local = replace(row.source, folder=checkpoint)
+    if row.source is not None and isinstance(job, ModelJob):
+        local = placed(row.source, site)
         fmt, path = job.model.format, job.model.path
 
         def make(to: Path) -> None:
@@ -93,6 +94,11 @@ def needs_of(what: Plan, job: worker.Job, *, alone: bool, kind: str, gpu_bytes: 
         share = 1.0 if alone or not gpu_bytes else n_bytes / gpu_bytes
         gpus = min(1.0, math.ceil(share * _GPU_PARTS) / _GPU_PARTS)
     return Needs(job.threads, gpus, n_bytes, alone, kind if alone else "")
+
+
+def smallest_gpu_bytes(nodes: Sequence[Node]) -> int:
+    """Return the memory of the nodes' smallest GPU, 0 where there is none."""
+    return min((node.facts.gpu_bytes for node in nodes if node.gpus), default=0)
 
 
 def _is_made_anywhere(what: Plan, model: ModelToOpen) -> bool:

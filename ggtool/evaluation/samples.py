@@ -6,26 +6,24 @@ and the code that runs the format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ggtool import corpus
-from ggtool.errors import GgtoolError, UsageError
+from ggtool.errors import UsageError
 from ggtool.evaluation.jobs import ContinueJob
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import settings_sha256, target_versions
+from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of, smallest_gpu_bytes
 from ggtool.results.samples import Sample
 from ggtool.source.resolve import ModelSource
-from ggtool.system import worker
+from ggtool.system.schedule.work import Node, Scheduler, Watch, Work
 
 PROMPTS = (
     "The city of Paris",
     "In the nineteenth century, scientists discovered that",
     "The album was released in",
 )
-
-# target, done, total: in prompts.
-SampleProgress = Callable[[Target, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,40 @@ def make_samples(
     source: ModelSource,
     settings: SampleSettings,
     known: Iterable[Sample],
-    progress: SampleProgress,
+    scheduler: Scheduler,
+    watch: Watch,
 ) -> Iterator[list[Sample]]:
-    """Yield the texts of one format after the other, those of `known` where the key is the same.
+    """Yield the texts of one format after the other as they come, those of `known` where the key is the same.
 
     Only formats that quantize the whole model are asked. One that fails gives texts with the reason in `failure`.
     UsageError for a prompt that is empty or leaves no room in the context.
     """
     prompts = [_encode(prompt, source, what.request.n_ctx) for prompt in settings.prompts]
     made = {sample.key: sample for sample in known if not sample.failure}
+    gpu_bytes = smallest_gpu_bytes(scheduler.nodes)
+    works, targets = [], {}
     for target in what.targets:
         if target.components != "all":
             continue
-        keys = [_key(what, target, ids, settings, number) for number, ids in enumerate(prompts)]
-        if all(key in made for key in keys):
-            yield [made[key] for key in keys]
+        if (kept := _kept(what, target, prompts, settings, made, scheduler.nodes)) is not None:
+            yield kept
             continue
-        found, failure = _continue(what, target, prompts, settings, progress)
+        job = ContinueJob(
+            what.to_open(target),
+            prompts=prompts,
+            n_predict=settings.n_predict,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            seed=settings.seed,
+        )
+        needs = needs_of(what, job, alone=False, kind="", gpu_bytes=gpu_bytes)
+        row = row_of(what, job, what.request.timeout_s)
+        works.append(Work(target.label, f"{target.label}: writing", RUN_ROW, row, needs, files_of(what, job)))
+        targets[target.label] = target
+    for done in scheduler.run(works, watch):
+        target = targets[done.work.key]
+        keys = _keys(what, target, prompts, settings, done.node)
+        found = [[] for _ in prompts] if done.failure else done.result.numbers["continuations"]
         yield [
             Sample(
                 format=target.label,
@@ -71,10 +86,32 @@ def make_samples(
                 temperature=settings.temperature,
                 top_k=settings.top_k,
                 key=key,
-                failure=failure,
+                failure=done.failure,
             )
             for prompt, tokens, key in zip(settings.prompts, found, keys, strict=True)
         ]
+
+
+def _kept(
+    what: Plan,
+    target: Target,
+    prompts: Sequence[list[int]],
+    settings: SampleSettings,
+    made: Mapping[str, Sample],
+    nodes: Sequence[Node],
+) -> list[Sample] | None:
+    """Return a target's texts if a machine like one of the nodes has made them all, else None."""
+    for node in nodes:
+        keys = _keys(what, target, prompts, settings, node)
+        if all(key in made for key in keys):
+            return [made[key] for key in keys]
+    return None
+
+
+def _keys(
+    what: Plan, target: Target, prompts: Sequence[list[int]], settings: SampleSettings, node: Node
+) -> list[str]:
+    return [_key(what, target, ids, settings, number, node) for number, ids in enumerate(prompts)]
 
 
 def _encode(prompt: str, source: ModelSource, n_ctx: int) -> list[int]:
@@ -84,26 +121,9 @@ def _encode(prompt: str, source: ModelSource, n_ctx: int) -> list[int]:
     return ids
 
 
-def _continue(
-    what: Plan, target: Target, prompts: list[list[int]], settings: SampleSettings, progress: SampleProgress
-) -> tuple[list[list[int]], str]:
-    """Return the new tokens of each prompt, or none and the reason."""
-    job = ContinueJob(
-        what.to_open(target),
-        prompts=prompts,
-        n_predict=settings.n_predict,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        seed=settings.seed,
-    )
-    try:
-        outcome = worker.run(job, lambda done, total: progress(target, done, total), what.request.timeout_s)
-    except GgtoolError as error:
-        return [[] for _ in prompts], str(error)
-    return outcome.numbers["continuations"], ""
-
-
-def _key(what: Plan, target: Target, ids: list[int], settings: SampleSettings, number: int) -> str:
+def _key(
+    what: Plan, target: Target, ids: list[int], settings: SampleSettings, number: int, node: Node
+) -> str:
     return settings_sha256(
         {
             "format": target.label,
@@ -114,6 +134,6 @@ def _key(what: Plan, target: Target, ids: list[int], settings: SampleSettings, n
             "n_predict": settings.n_predict,
             "draw": [settings.temperature, settings.top_k, settings.seed],
             "device": what.device,
-            "versions": target_versions(target),
+            "versions": target_versions(target, node.facts),
         }
     )

@@ -1,16 +1,18 @@
 """Choose the records of a store that a report compares.
 
-The same model and weights, token ids, device, CPU, threads and, of those that ran on one, GPU; of those with a perplexity also the same
-protocol and the same tokens scored. Of each format the newest record counts. The newest record without
-a failure decides which model and text the report is about.
+The same model and weights, token ids and device (a CPU or a GPU); of those with a perplexity also the same protocol and the same tokens scored. Of each
+format the newest record counts. The newest record without a failure decides which model and text the report is about, and which
+machine: speed and memory that were measured on another one, or with other threads, are never compared with those. A format that
+was measured elsewhere only stands with its quality alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ggtool.errors import UsageError
+from ggtool.report.device import device_name
 from ggtool.results.records import EvalRecord
 
 
@@ -19,12 +21,14 @@ class Subject:
     """Comparable records in the order their formats were first measured, one a format.
 
     `measured` have a perplexity, `failed` a reason. `reference` is the record of the format that predictions are compared
-    with, None where it was not measured itself. `n_others` records of the store are about something else.
+    with, None where it was not measured itself. `n_others` records of the store are about something else. `elsewhere`: machine, in
+    words -> records that were timed there.
     """
 
     records: tuple[EvalRecord, ...]
     reference: EvalRecord | None
     n_others: int
+    elsewhere: Mapping[str, tuple[EvalRecord, ...]] = field(default_factory=dict)
 
     @property
     def measured(self) -> list[EvalRecord]:
@@ -73,23 +77,48 @@ def choose_subject(records: Iterable[EvalRecord], model: str | None = None) -> S
     whole = [record for record in mine if record.perplexity and not record.failure]
     guide = (whole or [record for record in mine if record.perplexity] or mine)[-1]
     fitting = [record for record in mine if _is_comparable(record, guide)]
-    chosen = list({record.label: record for record in fitting}.values())
+    here = {record.label: record for record in fitting if _is_same_machine(record, guide)}
+    others = [record for record in fitting if not _is_same_machine(record, guide)]
+    unmeasured = {record.label: _quality_alone(record) for record in others if record.label not in here}
+    chosen = [*here.values(), *unmeasured.values()]
     reference = next((r.divergence.reference for r in chosen if r.divergence), "hf-fp32")
     found = next((r for r in chosen if r.label == reference and r.perplexity), None)
-    return Subject(tuple(chosen), found, len(everything) - len(fitting))
+    return Subject(tuple(chosen), found, len(everything) - len(fitting), _by_machine(others))
 
 
 def _is_comparable(record: EvalRecord, guide: EvalRecord) -> bool:
     sources = {record.source_sha256, guide.source_sha256} - {""}
     if len(sources) > 1:  # two checkpoints of one name
         return False
-    return _place(record) == _place(guide) and _same_gpu(record, guide) and _scores_alike(record, guide)
+    return _place(record) == _place(guide) and _scores_alike(record, guide)
 
 
 def _place(record: EvalRecord) -> tuple[str, ...]:
-    environment = record.environment
-    machine = (environment.get(key, "") for key in ("device", "cpu", "threads"))
-    return (record.model, record.revision, record.tokens_sha256, *machine)
+    return (record.model, record.revision, record.tokens_sha256, record.environment.get("device", ""))
+
+
+def _is_same_machine(record: EvalRecord, guide: EvalRecord) -> bool:
+    """Whether speeds may be compared: by the fingerprint where both have one, by CPU, threads and GPU."""
+    mine, other = record.environment, guide.environment
+    prints = {facts["machine"] for facts in (mine, other) if "machine" in facts}
+    if len(prints) > 1 or not _same_gpu(record, guide):
+        return False
+    return all(mine.get(key, "") == other.get(key, "") for key in ("cpu", "threads"))
+
+
+def _quality_alone(record: EvalRecord) -> EvalRecord:
+    return replace(record, speed=None, memory=None)
+
+
+def _by_machine(records: Iterable[EvalRecord]) -> Mapping[str, tuple[EvalRecord, ...]]:
+    """Group what was timed by the machine, of each format the newest."""
+    found: dict[str, dict[str, EvalRecord]] = {}
+    for record in records:
+        if record.speed is not None:
+            kind = record.environment.get("machine")
+            name = device_name(record) + (f", machine {kind}" if kind else "")
+            found.setdefault(name, {})[record.label] = record
+    return {name: tuple(rows.values()) for name, rows in found.items()}
 
 
 def _same_gpu(record: EvalRecord, guide: EvalRecord) -> bool:

@@ -8,11 +8,13 @@ import pytest
 from tiny_models import TEXT
 
 from ggtool.errors import UsageError
+from ggtool.evaluation.evaluate import here
 from ggtool.evaluation.plan import Plan, plan
 from ggtool.evaluation.request import EvalRequest
 from ggtool.evaluation.samples import SampleSettings, make_samples
 from ggtool.results.samples import Sample, read_samples, samples_json
 from ggtool.source.resolve import from_folder
+from ggtool.system.schedule.work import Node, Silent, Work
 
 SETTINGS = SampleSettings(prompts=("The harbour", "A boat"), n_predict=12)
 
@@ -42,7 +44,11 @@ def what(folder: Path, tiny_gpt2: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def samples(what: Plan, tiny_gpt2: Path) -> list[Sample]:
-    return [s for made in make_samples(what, from_folder(tiny_gpt2), SETTINGS, [], ignore) for s in made]
+    return [
+        s
+        for made in make_samples(what, from_folder(tiny_gpt2), SETTINGS, [], here(what), Silent())
+        for s in made
+    ]
 
 
 def test_every_format_of_the_whole_model_writes_after_every_prompt(samples: list[Sample]) -> None:
@@ -62,22 +68,25 @@ def test_the_same_weights_write_the_same_in_another_runtime(samples: list[Sample
 def test_what_is_known_is_not_made_again(what: Plan, samples: list[Sample], tiny_gpt2: Path) -> None:
     source, asked = from_folder(tiny_gpt2), []
     known = [replace(s, text="kept") for s in samples if s.format != "gguf-q4_0"]
-    again = [
-        s
-        for made in make_samples(what, source, SETTINGS, known, lambda target, *_: asked.append(target.label))
-        for s in made
-    ]
+
+    class Asked(Silent):
+        def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:
+            asked.append(work.key)
+
+    again = [s for made in make_samples(what, source, SETTINGS, known, here(what), Asked()) for s in made]
     assert [s.text == "kept" for s in again] == [True] * 4 + [False] * 2
     assert set(asked) == {"gguf-q4_0"}
     other = replace(SETTINGS, seed=2, prompts=SETTINGS.prompts[:1])
     only = replace(what, targets=tuple(t for t in what.targets if t.label == "gguf-q4_0"))
-    (made,) = make_samples(only, source, other, again, ignore)
+    (made,) = make_samples(only, source, other, again, here(only), Silent())
     assert made[0].tokens != again[4].tokens
 
 
 def test_a_format_that_dies_has_its_reason(what: Plan, tiny_gpt2: Path, tmp_path: Path) -> None:
     broken = replace(what.targets[1], path=tmp_path / "gone.gguf")
-    (made,) = make_samples(replace(what, targets=(broken,)), from_folder(tiny_gpt2), SETTINGS, [], ignore)
+    (made,) = make_samples(
+        replace(what, targets=(broken,)), from_folder(tiny_gpt2), SETTINGS, [], here(what), Silent()
+    )
     assert [s.text for s in made] == ["", ""]
     assert all("gone.gguf" in s.failure for s in made)
 
@@ -86,7 +95,7 @@ def test_a_format_that_dies_has_its_reason(what: Plan, tiny_gpt2: Path, tmp_path
 def test_a_prompt_that_cannot_be_continued_is_refused(prompt: str, what: Plan, tiny_gpt2: Path) -> None:
     settings = SampleSettings(prompts=(prompt,))
     with pytest.raises(UsageError, match="it takes 1 to 63"):
-        list(make_samples(what, from_folder(tiny_gpt2), settings, [], ignore))
+        list(make_samples(what, from_folder(tiny_gpt2), settings, [], here(what), Silent()))
 
 
 def test_a_file_of_samples_survives_a_torn_line_and_no_other_content(

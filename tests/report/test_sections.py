@@ -185,11 +185,12 @@ def test_suggestions_and_commands_name_the_model() -> None:
     assert "--backend hf-fp32,scratch-gptq4,m-scratch-mix-4bpw" in code
 
 
-def test_records_of_two_gpus_do_not_stand_beside_each_other() -> None:
+def test_speeds_of_two_gpus_do_not_stand_beside_each_other() -> None:
     here = on_gpu(record("bnb-nf4", 6.0, 0.036), 820)
     other = on_gpu(record(FP32, 32.0), 900)
     other = replace(other, environment={**other.environment, "cuda_device": "Another GPU"})
-    assert [found.label for found in choose_subject([other, here]).records] == ["bnb-nf4"]
+    mine, foreign = choose_subject([other, here]).records
+    assert (mine, foreign) == (here, replace(other, speed=None, memory=None))
 
 
 def test_latency_names_what_became_slower() -> None:

@@ -29,11 +29,10 @@ def test_a_failure_that_was_measured_again_is_gone() -> None:
     [
         {"model": "other"},
         {"tokens_sha256": "0" * 64},
-        {"environment": {**ENVIRONMENT, "cpu": "another"}},
-        {"environment": {**ENVIRONMENT, "threads": "4"}},
+        {"environment": {**ENVIRONMENT, "device": "cuda"}},
         {"perplexity": replace(RECORDS[0].perplexity, n_tokens=50)},
     ],
-    ids=["model", "text", "cpu", "threads", "tokens scored"],
+    ids=["model", "text", "device", "tokens scored"],
 )
 def test_what_cannot_be_compared_with_the_newest_is_left_out(other) -> None:
     foreign = record("gguf-q4_0", 1, 0.5, **other)
@@ -41,6 +40,33 @@ def test_what_cannot_be_compared_with_the_newest_is_left_out(other) -> None:
     assert labels(subject) == ["hf-fp32"]
     assert subject.n_others == 1
     assert labels(choose_subject([RECORDS[0], foreign])) == ["gguf-q4_0"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"cpu": "another"}, {"threads": "4"}, {"machine": "0123456789ab"}],
+    ids=["cpu", "threads", "fingerprint"],
+)
+def test_what_was_timed_elsewhere_is_not_compared_in_speed(other) -> None:
+    known = {**ENVIRONMENT, "machine": "ba9876543210"}
+    before = replace(RECORDS[0], environment=known)
+    foreign = record("gguf-q4_0", 1, 0.5, environment={**known, **other})
+    both = replace(before, environment={**known, **other})
+    subject = choose_subject([foreign, both, before])
+    assert labels(subject) == ["hf-fp32", "gguf-q4_0"]
+    mine, quality_alone = subject.records
+    assert mine is before
+    assert quality_alone == replace(foreign, speed=None, memory=None)
+    ((machine, there),) = subject.elsewhere.items()
+    assert there == (foreign, both)
+    assert all(word in machine for word in [other.get("cpu", ""), other.get("machine", "")])
+    assert subject.n_others == 0
+
+
+def test_a_record_from_before_fingerprints_is_told_by_its_cpu() -> None:
+    new = replace(RECORDS[0], environment={**ENVIRONMENT, "machine": "ba9876543210"})
+    old = record("gguf-q4_0", 1, 0.5)
+    assert choose_subject([old, new]).records == (old, new)
 
 
 def test_a_failed_row_stands_with_the_others() -> None:

@@ -44,7 +44,8 @@ def section(subject: Subject, _facts: Facts) -> Section:
     """Return both rates as bars with percentiles, and as a table."""
     timed = [record for record in subject.records if record.speed]
     if not timed:
-        return Section("latency", "Latency", (Paragraph("No speed was measured."),))
+        nothing = Paragraph("No speed was measured.")
+        return Section("latency", "Latency", (nothing, *_elsewhere(subject)))
     speed = timed[0].speed
     assert speed
     method = (
@@ -62,8 +63,22 @@ def section(subject: Subject, _facts: Facts) -> Section:
         ),
         Table("latency", _COLUMNS, tuple(_row(record) for record in timed)),
         *lengths.blocks(subject, timed),
+        *_elsewhere(subject),
     ]
     return Section("latency", "Latency", tuple(blocks))
+
+
+def _elsewhere(subject: Subject) -> list[Block]:
+    """Return a table for each other machine that formats were timed on."""
+    return [
+        Table(
+            f"latency-{number}",
+            _COLUMNS,
+            tuple(_row(record) for record in records),
+            f"Timed on another machine ({machine}): not to be compared with the rates above.",
+        )
+        for number, (machine, records) in enumerate(subject.elsewhere.items(), 2)
+    ]
 
 
 def _sentences(subject: Subject, timed: list[EvalRecord]) -> str:

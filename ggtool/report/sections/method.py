@@ -51,7 +51,7 @@ def section(subject: Subject, facts: Facts) -> Section:
     if subject.n_others:
         blocks.append(
             Paragraph(
-                f"The results also hold {count(subject.n_others, 'record')} of other models, texts, settings or machines, which "
+                f"The results also hold {count(subject.n_others, 'record')} of other models, texts or settings, which "
                 f"cannot stand beside these and are left out. This report is about {record.model} on {record.corpus}."
             )
         )

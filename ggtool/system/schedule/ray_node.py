@@ -111,8 +111,9 @@ def run_order(order: Order) -> Iterator[Event]:
             0.0,
         )
         return
-    with suppress(OSError):  # Ray's workers are nice by 15; only root may take that back
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    if os.getpriority(os.PRIO_PROCESS, 0) > 0:
+        with suppress(OSError):  # Ray's workers are nice by 15; only root may take that back
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
     events: queue.Queue[Event] = queue.Queue(_MOST_WAITING)
     thread = threading.Thread(target=_do, args=(order, events), daemon=True)
     started_s = time.time()
