@@ -88,8 +88,9 @@ class Spread:
         """
         files = files_of(source)
         if rounding is not None and rounding.calibration is not None:
-            rounding = replace(rounding, calibration=rounding.calibration.absolute())
-            files = (*files, Files(rounding.calibration))
+            text = rounding.calibration.absolute()
+            rounding = replace(rounding, calibration=text)
+            files = (*files, Files(text))
         works = {
             fmt: Work(
                 f"convert {fmt.name}",
