@@ -25,11 +25,15 @@ from ggtool.errors import GgtoolError
 
 @dataclass(frozen=True)
 class Row:
-    """A command: its module in `ggtool.cli`, its function, and a one-line summary."""
+    """A command: its module in `ggtool.cli`, its function, and a one-line summary.
+
+    passes_on: whether it takes any arguments, for a program of others.
+    """
 
     module: str
     function: str
     summary: str
+    passes_on: bool = False
 
 
 # In the order of `ggtool --help`.
@@ -50,6 +54,7 @@ COMMANDS: Mapping[str, Row] = MappingProxyType(
         "eval": Row("eval", "eval_", "Measure perplexity, speed and memory of any formats."),
         "sweep": Row("sweep", "sweep", "Measure a whole experiment; a stopped one goes on."),
         "study": Row("study", "study", "Measure every format and write the report: one command."),
+        "lm-eval": Row("lm_eval", "lm_eval", "lm-eval's own command line, with every format.", passes_on=True),
         "report": Row("report", "report", "Results as an HTML page, PDF, Markdown and figures."),
         "formats": Row("formats", "formats", "List formats, architectures, and what a format touches."),
         "inspect": Row("inspect", "inspect", "What is in a GGUF file: facts, weights, bytes."),
@@ -85,11 +90,13 @@ def load_command(name: str) -> Any:
 
     row = COMMANDS[name]
     function = getattr(importlib.import_module(f"ggtool.cli.{row.module}"), row.function)
-    info = CommandInfo(name=name, callback=function, context_settings=_SETTINGS, cls=RayCommand)
+    settings = {**_SETTINGS, **_PASSING_ON} if row.passes_on else _SETTINGS
+    info = CommandInfo(name=name, callback=function, context_settings=settings, cls=RayCommand)
     return get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode="rich")
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
+_PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
     cls=_LazyGroup,

@@ -16,7 +16,6 @@ from ggtool.cli.cluster_board import ClusterBoard
 from ggtool.cli.console import notifier, stderr
 from ggtool.cli.records import outcome_line, stopped_by_user
 from ggtool.evaluation.evaluate import evaluate, measure_rows
-from ggtool.evaluation.jobs import TASKS
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import Known, find_known
 from ggtool.report.table import eval_table
@@ -26,16 +25,21 @@ from ggtool.system.schedule.work import Scheduler
 
 
 def measure(what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
-    """Measure what `out` does not hold yet of a plan, and return the records of all its targets."""
-    store = ResultStore(out)
-    known = find_known(what, store)
-    board = _Board(what, known, quiet=quiet)
+    """Measure what `out` does not hold yet of a plan, and return the records of all its targets.
+
+    The parts of a record that is not whole yet are kept beside `out`, so that a run that is killed goes on from every number.
+    """
+    store, parts = ResultStore(out), _parts_beside(out)
+    known, stored = find_known(what, [*parts, *store]), find_known(what, store)
+    board = _Board(what, stored, quiet=quiet)
     with board.live(), stopped_by_user(board.records, out):
-        for target, record in zip(what.targets, evaluate(what, board.relay, known), strict=True):
-            kept = is_kept(known, target)
+        records = evaluate(what, board.relay, known, parts.append)
+        for target, record in zip(what.targets, records, strict=True):
+            kept = is_kept(what, stored, target)
             if not kept:
                 store.append(record)
             board.add(record, kept=kept)
+    parts.path.unlink(missing_ok=True)
     notify = notifier(quiet=quiet)
     notify(f"{board.n_measured} records appended to {out}, {len(board.records) - board.n_measured} kept.")
     return board.records
@@ -47,7 +51,7 @@ def measure_on(scheduler: Scheduler, what: Plan, out: Path, *, quiet: bool) -> l
     Records are appended when they are whole. Until then their parts are kept beside `out`, so that a run that is killed goes
     on from every number that was measured.
     """
-    store, parts = ResultStore(out), ResultStore(out.with_name(f".{out.name}.parts"))
+    store, parts = ResultStore(out), _parts_beside(out)
     known = find_known(what, [*parts, *store], [node.facts for node in scheduler.nodes])
     kept = find_known(what, store, [node.facts for node in scheduler.nodes])
     board = ClusterBoard(len(what.targets), scheduler, quiet=quiet)
@@ -58,20 +62,24 @@ def measure_on(scheduler: Scheduler, what: Plan, out: Path, *, quiet: bool) -> l
                 if not measured.record.failure:
                     parts.append(measured.record)
                 continue
-            is_old = is_kept(kept, measured.target)
+            is_old = is_kept(what, kept, measured.target)
             if not is_old:
                 store.append(measured.record)
             whole[measured.target] = measured.record
             board.add(measured.record, kept=is_old)
     parts.path.unlink(missing_ok=True)
-    n_kept = sum(is_kept(kept, target) for target in what.targets)
+    n_kept = sum(is_kept(what, kept, target) for target in what.targets)
     notifier(quiet=quiet)(f"{len(whole) - n_kept} records appended to {out}, {n_kept} kept.")
     return [whole[target] for target in what.targets]
 
 
-def is_kept(known: Known, target: Target) -> bool:
+def _parts_beside(out: Path) -> ResultStore:
+    return ResultStore(out.with_name(f".{out.name}.parts"))
+
+
+def is_kept(what: Plan, known: Known, target: Target) -> bool:
     """Whether a store has every number of a target."""
-    return len(known[target]) == len(TASKS)
+    return len(known[target]) == len(what.parts)
 
 
 class _Board:
@@ -81,7 +89,7 @@ class _Board:
         self.records: list[EvalRecord] = []
         self.n_measured = 0
         self._n_rows = len(what.targets)
-        self._n_left = sum(not is_kept(known, target) for target in what.targets)
+        self._n_left = sum(not is_kept(what, known, target) for target in what.targets)
         self._measured_s = 0.0
         self._row_started = time.monotonic()
         self._console = stderr(quiet=quiet)

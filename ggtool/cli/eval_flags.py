@@ -84,6 +84,18 @@ class EvalFlags:
     ] = None
     calibration: Calibration = None
     calibration_chunks: CalibrationChunks = None
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            help="Tasks to answer as well: lm-eval's, ggtool-cloze (needs no hub), .json or .jsonl files, "
+            "llama:hellaswag=FILE. Repeatable, comma lists.",
+            show_default=False,
+        ),
+    ] = None
+    limit: Annotated[
+        int | None, _option("--limit", "Items of each task; 0, the default, takes all.", min=0)
+    ] = None
     repetitions: Annotated[
         int | None, _option("--repetitions", "Timed rounds after warm-up. Default: 5.", min=1)
     ] = None
@@ -142,6 +154,8 @@ class EvalFlags:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if "backends" in given:
             given["backends"] = split_list(given["backends"])
+        if "tasks" in given:
+            given["tasks"] = tuple(split_list(given["tasks"]))
         if "protocol" in given:
             given["protocol"] = given["protocol"].lower()
         for name, smallest in (("speed_prompts", 1), ("speed_depths", 0), ("speed_batches", 2)):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ggtool.cli.task_flag import with_task_file
+
 if TYPE_CHECKING:
     from ggtool.system.schedule.ray_scheduler import RayScheduler
 
@@ -34,8 +36,8 @@ class RayCommand(TyperCommand):
     """A command whose --ray may stand without a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give a --ray without an address that of a local cluster, then parse."""
-        return super().parse_args(ctx, with_address(args))
+        """Give a --ray without an address that of a local cluster, and a task its file, then parse."""
+        return super().parse_args(ctx, with_task_file(with_address(args)))
 
 
 def with_address(args: Sequence[str]) -> list[str]:

@@ -111,9 +111,10 @@ def _run(request: EvalRequest, out: Path, *, dry_run: bool, as_json: bool, quiet
 def _list_rows(what: Plan, known: Known, *, as_json: bool) -> None:
     """Print which numbers of each target are still to be measured."""
     from ggtool.cli.console import stdout
-    from ggtool.evaluation.jobs import TASKS
 
-    left = {target.label: [task for task in TASKS if task not in known[target]] for target in what.targets}
+    left = {
+        target.label: [part for part in what.parts if part not in known[target]] for target in what.targets
+    }
     if as_json:
         print(json.dumps([{"format": name, "to_do": tasks} for name, tasks in left.items()], indent=2))
         return

@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ggtool.evaluation.jobs import TASKS, MemoryJob, QualityJob, Reference, SpeedJob, Task
+from ggtool.errors import GgtoolError
+from ggtool.evaluation.accuracy.harness import Harness
+from ggtool.evaluation.accuracy.items import PART
+from ggtool.evaluation.accuracy.run import ANSWERS, AnswerJob
+from ggtool.evaluation.accuracy.task_files import parse_tasks
+from ggtool.evaluation.jobs import MemoryJob, QualityJob, Reference, SpeedJob, Task
 from ggtool.evaluation.node_facts import node_facts
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import Known, runtimes, target_keys
 from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of, smallest_gpu_bytes
 from ggtool.results.records import EvalRecord, part_from_dict
+from ggtool.results.tasks import TaskResult
 from ggtool.system import worker
 from ggtool.system.schedule.local import LocalScheduler
 from ggtool.system.schedule.work import Done, Node, Scheduler, Silent, Watch, Work
@@ -38,10 +44,16 @@ ALONE: tuple[Task, ...] = ("speed", "memory")
 _FOOTPRINT = ("model_size", "model_n_params", "bpw", "modules_quantized", "modules_total")
 
 
-def evaluate(what: Plan, progress: EvalProgress, known: Known | None = None) -> Iterator[EvalRecord]:
+def evaluate(
+    what: Plan,
+    progress: EvalProgress,
+    known: Known | None = None,
+    on_part: Callable[[EvalRecord], None] = lambda record: None,
+) -> Iterator[EvalRecord]:
     """Measure each target in turn, on this machine, and yield its record when it is complete.
 
     Numbers in `known` (`ggtool.evaluation.record_keys.find_known`) are copied into the record and not measured again.
+    on_part gets what is known of a record so far, each time that something was measured.
     """
     scheduler = here(what)
     for target in what.targets:
@@ -49,6 +61,8 @@ def evaluate(what: Plan, progress: EvalProgress, known: Known | None = None) -> 
         for measured in measure_rows(one, scheduler, _Relay(progress, target), known):
             if measured.is_whole:
                 yield measured.record
+            elif not measured.record.failure:
+                on_part(measured.record)
 
 
 def here(what: Plan) -> LocalScheduler:
@@ -76,7 +90,7 @@ def measure_rows(
     kind = _commonest_kind(scheduler.nodes)
     gpu_bytes = smallest_gpu_bytes(scheduler.nodes)
     open_rows = {target: _OpenRow(what, target, kept.get(target, {})) for target in what.targets}
-    with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name:
+    with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name, _Judge(what) as judge:
         folder = Path(name)
         what.tokens.save(folder / "tokens.npz")
         (folder / "text.txt").write_bytes(what.text.text.encode())
@@ -105,7 +119,7 @@ def measure_rows(
         for done in scheduler.run(works, watch):
             place, _, task_name = done.work.key.partition(" ")
             row = open_rows[targets[int(place)]]
-            row.take(done, next(task for task in TASKS if task == task_name))
+            row.take(judge.judged(done, task_name), task_name)
             yield Measured(row.target, row.record(done.node), is_whole=not row.to_do)
 
 
@@ -114,7 +128,7 @@ class _OpenRow:
 
     def __init__(self, what: Plan, target: Target, known: Mapping[Task, EvalRecord]) -> None:
         self.target = target
-        self.to_do: list[Task] = [] if target.failure else [task for task in TASKS if task not in known]
+        self.to_do: list[Task] = [] if target.failure else [task for task in what.parts if task not in known]
         self._what = what
         self._known = known
         self._outcomes: dict[Task, Done] = {}
@@ -145,6 +159,35 @@ class _OpenRow:
         return replace(record, keys=keys, failure=" ".join(self._failures), test_time=_now())
 
 
+class _Judge:
+    """Turns answers to a task into its metrics, with a child that has lm-eval in it, started when it is needed."""
+
+    def __init__(self, what: Plan) -> None:
+        self._what = what
+        self._harness: Harness | None = None
+
+    def __enter__(self) -> _Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._harness is not None:
+            self._harness.close()
+
+    def judged(self, done: Done, task: Task) -> Done:
+        """Return a work's end with a TaskResult in place of answers; what is measured otherwise stays as it is."""
+        items = self._what.items_of(task)
+        if items is None or done.failure:
+            return done
+        if self._harness is None:
+            request = self._what.request
+            self._harness = Harness(parse_tasks(request.tasks), request.limit)
+        try:
+            result = self._harness.judge(items, done.result.numbers[ANSWERS])
+        except GgtoolError as error:
+            return replace(done, failure=str(error))
+        return replace(done, result=replace(done.result, numbers={ANSWERS: result}))
+
+
 class _Relay(Silent):
     """Tells a callback how far the measurement of a target is."""
 
@@ -164,6 +207,9 @@ def _commonest_kind(nodes: Sequence[Node]) -> str:
 
 def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
     request, tokens = what.request, folder / "tokens.npz"
+    items = what.items_of(task)
+    if items is not None:
+        return AnswerJob(what.to_answer(target, items), items=items)
     # Kernels with other roundings are for speed; a model is scored by its format's own runtime unless told otherwise.
     by = "eager" if task == "quality" and request.engine == "auto" else request.engine
     model = what.to_open(target, by)
@@ -197,7 +243,10 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
 
 
 def _with_outcome(record: EvalRecord, outcome: Outcome) -> EvalRecord:
-    held = outcome.footprint
+    held, numbers = outcome.footprint, dict(outcome.numbers)
+    result: TaskResult | None = numbers.pop(ANSWERS, None)
+    if result is not None:
+        record = replace(record, tasks=(*record.tasks, result))
     return replace(
         record,
         model_size=held["weights_bytes"],
@@ -206,12 +255,15 @@ def _with_outcome(record: EvalRecord, outcome: Outcome) -> EvalRecord:
         modules_quantized=held["modules_quantized"],
         modules_total=held["modules_total"],
         environment={**record.environment, **outcome.versions},
-        **{name: part_from_dict(name, part) for name, part in outcome.numbers.items()},
+        **{name: part_from_dict(name, part) for name, part in numbers.items()},
     )
 
 
 def _with_stored(record: EvalRecord, stored: EvalRecord, task: Task) -> EvalRecord:
-    names = (*_FOOTPRINT, *_PARTS_OF[task])
+    names = (*_FOOTPRINT, *_PARTS_OF.get(task, ()))
+    kept = stored.find_task(task.removeprefix(PART)) if task.startswith(PART) else None
+    if kept is not None:
+        record = replace(record, tasks=(*record.tasks, kept))
     # A speed belongs to the machine it was measured on, whatever else is measured where.
     first, second = (record, stored) if task in ALONE else (stored, record)
     environment = {**first.environment, **second.environment}

@@ -65,9 +65,11 @@ _KEYS: Mapping[str, _Key] = MappingProxyType(
         "speed_batches": _Key("speed_batches", tuple, 2),
         "timeout": _Key("timeout_s", float, 1),
         "wait_for_quiet": _Key("wait_s", float),
+        "tasks": _Key("tasks", frozenset),
+        "limit": _Key("limit", int),
     }
 )
-# YAML has no tuples: a tuple here is a list of whole numbers, a list one of formats.
+# YAML has few types: a tuple here is a list of whole numbers, a list one of formats, a frozenset one of names.
 _KINDS: Mapping[type, str] = MappingProxyType(
     {
         str: "a text",
@@ -75,6 +77,7 @@ _KINDS: Mapping[type, str] = MappingProxyType(
         float: "a number",
         tuple: "a list of whole numbers",
         list: "a list of formats",
+        frozenset: "a list of names",
     }
 )
 
@@ -118,6 +121,8 @@ def _check(path: Path, key: str, value: Any) -> Any:
         raise UsageError(f"{where} takes {_KINDS[known.kind]}, not {value!r}.")
     if known.kind is list:
         return _check_backends(where, value)
+    if known.kind is frozenset:
+        return tuple(value)
     if known.choices:
         if value.lower() not in known.choices:
             raise UsageError(f"{where} is one of {', '.join(known.choices)}, not {value!r}.")
@@ -133,6 +138,8 @@ def _check(path: Path, key: str, value: Any) -> Any:
 def _is(value: Any, kind: type) -> bool:
     if kind is tuple:
         return type(value) is list and all(type(item) is int for item in value)
+    if kind is frozenset:
+        return type(value) is list and all(type(item) is str for item in value)
     return type(value) is kind or (kind is float and type(value) is int)  # a bool is not an int here
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, TypeAlias
 
 from ggtool.backends import LoadOptions
 from ggtool.formats import Format
 
-Task = Literal["quality", "speed", "memory"]
+# One of TASKS, or "answers:NAME", the answers to a task of `--tasks`.
+Task: TypeAlias = str
 # What is measured of every target, in this order: quality brings the file into the page cache.
 TASKS: tuple[Task, ...] = ("quality", "speed", "memory")
 

@@ -20,7 +20,10 @@ from ggtool.backends.device import choose_device
 from ggtool.calibration.spread import Spread
 from ggtool.corpus import Text, Tokens
 from ggtool.errors import MeasureError, UsageError
-from ggtool.evaluation.jobs import ModelToOpen, TokenizeJob
+from ggtool.evaluation.accuracy.harness import ask_tasks
+from ggtool.evaluation.accuracy.items import TaskItems
+from ggtool.evaluation.accuracy.task_files import parse_tasks
+from ggtool.evaluation.jobs import TASKS, ModelToOpen, TokenizeJob
 from ggtool.evaluation.metrics.windows import cut
 from ggtool.evaluation.model_cache import MadeFile, Making, make_files
 from ggtool.evaluation.request import DEFAULT_REFERENCE, NO_REFERENCE, EvalRequest
@@ -77,6 +80,26 @@ class Plan:
     tokens: Tokens
     device: Literal["cpu", "cuda"]
     source: ModelSource | None = None
+    tasks: tuple[TaskItems, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is measured of every target, in order."""
+        return (*TASKS, *(items.part for items in self.tasks))
+
+    def items_of(self, part: str) -> TaskItems | None:
+        """Return the items whose answers a part holds, None for a part of TASKS."""
+        return next((items for items in self.tasks if items.part == part), None)
+
+    def to_answer(self, target: Target, items: TaskItems) -> ModelToOpen:
+        """Return how a child opens a target to answer a task: with its own context, and llama.cpp without rounding keys and values.
+
+        llama-perplexity's task is answered as llama-perplexity computes.
+        """
+        engine: Engine = "eager" if self.request.engine == "auto" else self.request.engine
+        opened = self.to_open(target, engine)
+        exact = items.kind != "llama_hellaswag"
+        return replace(opened, options=replace(opened.options, n_ctx=0, exact=exact))
 
     def to_open(self, target: Target, engine: Engine | None = None) -> ModelToOpen:
         """Return how a child opens a target, by `engine` instead of the request's if that is told."""
@@ -140,6 +163,8 @@ def plan(
     targets = tuple(_target(spec, source, made) for spec in specs)
     compared = None if reference is None else _target(reference, source, made)
     _refuse_other_weights(targets if compared is None else [compared, *targets])
+    task_specs = parse_tasks(request.tasks)
+    vocabulary = source.folder if source else _vocabulary_alone(specs)
     return Plan(
         request=request,
         targets=targets,
@@ -148,6 +173,7 @@ def plan(
         tokens=tokens,
         device=device,
         source=source,
+        tasks=ask_tasks(task_specs, request.limit, vocabulary, progress) if task_specs else (),
     )
 
 
@@ -244,6 +270,12 @@ def _name_alone(specs: Sequence[Spec]) -> str | None:
     """Return the short name of the model that the first saved folder was made of, None without one."""
     folders = (spec.what for spec in specs if isinstance(spec.what, Path) and spec.what.is_dir())
     return next((read_facts(folder).model.rpartition("/")[2] for folder in folders), None)
+
+
+def _vocabulary_alone(specs: Sequence[Spec]) -> Path:
+    """Return whose vocabulary is used without a checkpoint: a saved model's, else the first GGUF file's."""
+    paths = [spec.what for spec in specs if isinstance(spec.what, Path)]
+    return next((path for path in paths if path.is_dir()), paths[0])
 
 
 def _tokenize_with_folder(folder: Path, text: Text) -> Tokens:

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ggtool.evaluation.jobs import TASKS, Task
+from ggtool.evaluation.accuracy.harness import harness_of
+from ggtool.evaluation.jobs import Task
 from ggtool.evaluation.node_facts import PACKED, NodeFacts, node_facts
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.results.records import EvalRecord
@@ -19,7 +20,8 @@ from ggtool.system.cache import sources_sha256
 
 # Speed and memory depend on the machine; perplexity and divergence do not.
 _MACHINE = ("os", "cpu", "cpu_count", "memory_bytes")
-# Record schema in which the meaning of a task's numbers last changed.
+# Record schema in which the meaning of a task's numbers last changed; of answers to tasks.
+_ANSWERS_SCHEMA = 3
 _SCHEMA: Mapping[Task, int] = {"quality": 1, "speed": 2, "memory": 1}
 
 Known = Mapping[Target, Mapping[Task, EvalRecord]]
@@ -34,7 +36,7 @@ def target_keys(what: Plan, target: Target, facts: NodeFacts | None = None) -> d
     if not target.sha256 or (reference is not None and not reference.sha256):
         return {}
     here = facts or node_facts(runtimes(what))
-    return {task: settings_sha256(_settings(what, target, task, here)) for task in TASKS}
+    return {task: settings_sha256(_settings(what, target, task, here)) for task in what.parts}
 
 
 def runtimes(what: Plan) -> frozenset[str]:
@@ -59,9 +61,14 @@ def find_known(
     held: dict[tuple[Task, str], EvalRecord] = {}
     for record in records:
         is_wanted = record.speed is not None and not (what.request.wait_s and record.speed.is_disturbed)
-        parts = {"quality": record.perplexity, "speed": is_wanted, "memory": record.memory}
+        parts: dict[Task, object] = {
+            "quality": record.perplexity,
+            "speed": is_wanted,
+            "memory": record.memory,
+            **{items.part: record.find_task(items.task) for items in what.tasks},
+        }
         held.update(
-            {(task, record.keys[task]): record for task in TASKS if parts[task] and task in record.keys}
+            {(task, record.keys[task]): record for task in what.parts if parts[task] and task in record.keys}
         )
     return {
         target: {
@@ -77,8 +84,9 @@ def find_known(
 def _settings(what: Plan, target: Target, task: Task, facts: NodeFacts) -> dict[str, Any]:
     request = what.request
     reference = what.reference if what.reference != target else None
+    items = what.items_of(task)
     settings: dict[str, Any] = {
-        "schema": _SCHEMA[task],
+        "schema": _SCHEMA.get(task, _ANSWERS_SCHEMA),
         "task": task,
         "format": target.label,
         "artifact": target.sha256,
@@ -96,6 +104,10 @@ def _settings(what: Plan, target: Target, task: Task, facts: NodeFacts) -> dict[
             settings["cpu_products"] = facts.cpu_products
         else:
             settings["gpu_products"] = facts.gpu_products
+    if items is not None:
+        # What is asked is in the items; the text that perplexity is measured on does not matter.
+        asked = {"text": "", "tokens": "", "n_ctx": 0, "items": items.sha256, "harness": harness_of(items)}
+        return settings | asked
     if task == "quality":
         protocol = {"protocol": request.protocol, "stride": request.stride, "n_chunks": request.n_chunks}
         compared = (

@@ -28,6 +28,8 @@ class EvalRequest:
     calibration_chunks how much of it: 0 is all; None is 128 chunks of 1024 tokens, and all for an importance matrix.
     wait_s: how long the timing of each format may wait, in all, for moments when nothing else computes; a number that an
     earlier run recorded as disturbed is then measured again.
+    tasks: as `--tasks` takes them (`ggtool.evaluation.accuracy.task_files`); limit: the first items of each, 0 is all. Tasks are
+    asked in the model's own context, 4096 at most.
     engine "auto" measures speed and memory on ggtool's engine where it serves, and quality on the format's own runtime.
     """
 
@@ -54,3 +56,5 @@ class EvalRequest:
     speed_batches: tuple[int, ...] = (4,)
     timeout_s: float | None = None
     wait_s: float = 0.0
+    tasks: tuple[str, ...] = ()
+    limit: int = 0

@@ -4,6 +4,7 @@ Plain numbers and short strings only, so that a record means the same to a reade
 SCHEMA is the version of what the numbers mean. It is raised when a meaning changes; the reasons:
     1  first version
     2  speed records what disturbed it (`Disturbance`); numbers of schema 1 mean the same, but were not watched
+    3  answers to tasks (`ggtool.results.tasks`); all else is as before
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ggtool.formats import label
+from ggtool.results.tasks import TaskResult
 
-SCHEMA = 2
-READABLE = frozenset({1, 2})
+SCHEMA = 3
+READABLE = frozenset({1, 2, 3})
 
 
 @dataclass(frozen=True)
@@ -242,12 +244,17 @@ class EvalRecord:
     failure: str = ""
     source_sha256: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
+    tasks: tuple[TaskResult, ...] = ()
     schema: int = SCHEMA
 
     @property
     def label(self) -> str:
         """The format with its selector, as typed after --backend."""
         return label(self.format, self.components)
+
+    def find_task(self, name: str) -> TaskResult | None:
+        """Return the answers to a task, if it was asked."""
+        return next((result for result in self.tasks if result.task == name), None)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON; ValueError for a number that is not finite."""
@@ -261,6 +268,8 @@ class EvalRecord:
 
 def part_from_dict(name: str, value: Any) -> Any:
     """Rebuild one field of a record from parsed JSON; parts become dataclasses, other values are returned unchanged."""
+    if name == "tasks":
+        return tuple(TaskResult.from_dict(one) for one in value)
     if name not in PARTS or value is None:
         return value
     return Speed.from_dict(value) if name == "speed" else PARTS[name](**_with_tuples(value))

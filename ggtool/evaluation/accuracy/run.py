@@ -1,0 +1,52 @@
+"""Answer a task's items with one model. Runs in a measuring child, without lm-eval."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, cast
+
+from ggtool import backends
+from ggtool.evaluation.accuracy.encoding import rolling_pairs
+from ggtool.evaluation.accuracy.items import TaskItems
+from ggtool.evaluation.accuracy.scoring import SpeakingBackend, continue_items, score_items
+from ggtool.evaluation.jobs import ModelJob
+from ggtool.system.progress import Progress
+from ggtool.system.worker import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerJob(ModelJob):
+    """Answer the items of a task."""
+
+    runs: ClassVar[str] = "ggtool.evaluation.accuracy.run:answer"
+    task: ClassVar[str] = "tasks"
+
+    items: TaskItems
+
+
+def answer(job: AnswerJob, progress: Progress) -> Outcome:
+    """Return the answers of each item: [log-likelihood, greedy] a request, or a text."""
+    opened = backends.open_backend(job.model.format, job.model.path, job.model.options)
+    with closing(opened) as backend:
+        answers = answers_of(cast(SpeakingBackend, backend), job.items, progress)
+        return Outcome({"answers": answers}, asdict(backend.footprint()), {})
+
+
+def answers_of(backend: SpeakingBackend, items: TaskItems, progress: Progress) -> list[list[Any]]:
+    """Return a backend's answers of each item."""
+    if items.kind == "generate_until":
+        return cast(list[list[Any]], continue_items(backend, items.generations(), progress))
+    if items.kind != "loglikelihood_rolling":
+        return cast(list[list[Any]], score_items(backend, items.pairs(), progress))
+    windows = [
+        [rolling_pairs(list(pair.continuation), pair.context[0], backend.n_ctx) for pair in item]
+        for item in items.pairs()
+    ]
+    flat = [[window] for item in windows for text in item for window in text]
+    scored = iter(score_items(backend, flat, progress))
+    return [[_total([next(scored)[0] for _ in text]) for text in item] for item in windows]
+
+
+def _total(answers: list[tuple[float, bool]]) -> tuple[float, bool]:
+    return sum(total for total, _ in answers), all(greedy for _, greedy in answers)
