@@ -20,7 +20,7 @@ from ggtool.evaluation.accuracy.scoring import Generation
 Kind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until", "llama_hellaswag"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Begins the name of a record's part that holds answers.
-ANSWERS = "answers:"
+PART = "answers:"
 IntArray = npt.NDArray[np.int32]
 
 
@@ -48,7 +48,7 @@ class TaskItems:
     @property
     def part(self) -> str:
         """The name of a record's part that holds a target's answers, beside "quality" and the like."""
-        return ANSWERS + self.task
+        return PART + self.task
 
     @property
     def sha256(self) -> str:

@@ -14,6 +14,9 @@ from ggtool.evaluation.jobs import ModelJob
 from ggtool.system.progress import Progress
 from ggtool.system.worker import Outcome
 
+# The name of the answers in an Outcome's numbers.
+ANSWERS = "answers"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerJob(ModelJob):
@@ -30,7 +33,7 @@ def answer(job: AnswerJob, progress: Progress) -> Outcome:
     opened = backends.open_backend(job.model.format, job.model.path, job.model.options)
     with closing(opened) as backend:
         answers = answers_of(cast(SpeakingBackend, backend), job.items, progress)
-        return Outcome({"answers": answers}, asdict(backend.footprint()), {})
+        return Outcome({ANSWERS: answers}, asdict(backend.footprint()), {})
 
 
 def answers_of(backend: SpeakingBackend, items: TaskItems, progress: Progress) -> list[list[Any]]:
