@@ -54,7 +54,9 @@ COMMANDS: Mapping[str, Row] = MappingProxyType(
         "eval": Row("eval", "eval_", "Measure perplexity, speed and memory of any formats."),
         "sweep": Row("sweep", "sweep", "Measure a whole experiment; a stopped one goes on."),
         "study": Row("study", "study", "Measure every format and write the report: one command."),
-        "lm-eval": Row("lm_eval", "lm_eval", "lm-eval's own command line, with every format.", passes_on=True),
+        "lm-eval": Row(
+            "lm_eval", "lm_eval", "lm-eval's own command line, with every format.", passes_on=True
+        ),
         "report": Row("report", "report", "Results as an HTML page, PDF, Markdown and figures."),
         "formats": Row("formats", "formats", "List formats, architectures, and what a format touches."),
         "inspect": Row("inspect", "inspect", "What is in a GGUF file: facts, weights, bytes."),

@@ -87,7 +87,7 @@ def mcnemar(lost: int, gained: int) -> float:
     """Return the exact two-sided p of so many flips either way."""
     flips = lost + gained
     tail = sum(math.comb(flips, k) for k in range(min(lost, gained) + 1))
-    return min(1.0, 2 * tail / 2**flips)
+    return min(1.0, 2 * tail / (1 << flips))
 
 
 def tango_interval(n: int, lost: int, gained: int, z: float = _Z_TWO_SIDED) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_tasks import make_task_files
 
@@ -85,9 +86,14 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], most: float) -> f
         for mine, other in zip(found[task], samples, strict=True):
             assert scored(mine) == scored(other)
             pairs = zip(likelihoods(mine), likelihoods(other), strict=True)
-            differences += [abs(a - b) for a, b in pairs]
+            # lm-eval adds up in float32: a long text's total is a multiple of its spacing there.
+            differences += [max(0.0, abs(a - b) - spacing(b)) for a, b in pairs]
     assert max(differences) < most
     return max(differences)
+
+
+def spacing(value: float) -> float:
+    return float(np.spacing(np.float32(abs(value))))
 
 
 @pytest.mark.parametrize("name", ["gpt2-demo", "gpt2-wiki-51m", "stories15m"])
@@ -104,12 +110,13 @@ def test_every_item_is_answered_alike(name: str, text: str, tmp_path: Path, requ
     ours = evaluated("ggtool", paths, model_args=f"pretrained={folder},threads=1,device=cpu")
     print(name, "hf-fp32", assert_same(ours, wanted, MOST))
     gguf = evaluated("ggtool", paths, model_args=f"pretrained={folder},backend=gguf-f32,threads=1,device=cpu")
-    per_token = 1e-3
-    worst = 0.0
+    worst, relative = 0.0, 0.0
     for task, samples in wanted.items():
         for mine, other in zip(gguf[task], samples, strict=True):
             assert scored(mine) == scored(other)
             for a, b in zip(likelihoods(mine), likelihoods(other), strict=True):
-                worst = max(worst, abs(a - b) / max(1.0, abs(b)))
-    print(name, "gguf-f32, relative", worst)
-    assert worst < per_token
+                worst, relative = max(worst, abs(a - b)), max(relative, abs(a - b) / max(1.0, abs(b)))
+    print(name, "gguf-f32: nats", worst, "relative", relative)
+    # llama.cpp's GELU goes by a table in float16, so a total of a GPT-2 is a thousandth of itself away at most.
+    assert relative < 1e-3
+    assert worst < (1e-3 if name == "stories15m" else 0.5)
