@@ -180,7 +180,7 @@ def test_the_bundled_items_are_what_their_script_makes(tmp_path: Path) -> None:
 
 def test_llama_perplexitys_file_and_order(tmp_path: Path, tiny_gpt2: Path) -> None:
     # The first draws of std::mt19937 with the seed 1 among 10, 9, 8, … by libstdc++.
-    assert list(shuffled(10, 10)) == [4, 9, 6, 0, 1, 3, 8, 2, 7, 5]
+    assert list(shuffled(10, 10)) == [4, 9, 6, 8, 0, 1, 3, 7, 2, 5]
     lines = []
     for number in range(3):
         lines += [f"The city {number} of", str(number), "Paris", "a little", "model", "France"]
