@@ -23,15 +23,18 @@ MAX_EXACT_TEXTS = 8
 _FLOAT = 4
 _WARP = 32
 _ROOM_BYTES = 2 * _WARP * _FLOAT
-_ZERO_BYTES = 64 // 4 * 16  # of the longest segment
-# Times four columns that a thread reads at once where it need not hold a whole row.
-_MOST_QUADS = 4
+_APART = 32  # 16-bit numbers from the end of a row to its rest
+_TILE_ROWS = 16
+_FETCHED = 16  # bytes that a thread fetches of a row
+# Slots that a thread lays down together, and how often at once where it need not hold a whole row.
+_UNIT = 8
+_MOST_UNITS = 2
 
 NormKind = Literal["none", "layer", "rms"]
 Epilogue = Literal["store", "add", "gelu", "swiglu", "logits"]
 _NORMS: dict[NormKind, int] = {"none": 0, "layer": 1, "rms": 2}
 # Constants that only `prepare` reads, of the other kernels in its file.
-_NO_NORM = {"NORM": 0, "THREADS": _WARP, "QUADS": 1}
+_NO_NORM = {"NORM": 0, "THREADS": _WARP, "UNITS": 1}
 _EPILOGUES: dict[Epilogue, int] = {"store": 0, "add": 1, "gelu": 2, "swiglu": 3, "logits": 4}
 
 
@@ -64,7 +67,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a product is cut: tiles of eight rows a warp, warps that share a row, groups of rows, segments under way."""
+    """How a product is cut: tiles of sixteen rows a warp, warps that share a row, groups of rows, steps under way."""
 
     tiles: int
     k_split: int
@@ -158,8 +161,21 @@ def _constants(dtype: torch.dtype, **constants: object) -> tuple[tuple[str, str]
 
 def n_blocks(n_out: int, shape: Shape, *, is_gated: bool = False) -> int:
     """Return the blocks of a product with `n_out` results a text."""
-    n_rows = 8 * shape.row_groups * (shape.tiles // 2 if is_gated else shape.tiles)
-    return -(-n_out // n_rows)
+    n_rows = _TILE_ROWS * shape.row_groups * shape.tiles
+    return -(-n_out // (n_rows // 2 if is_gated else n_rows))
+
+
+def shared_bytes(w: DeviceMatrix, shape: Shape, *, is_batched: bool) -> int:
+    """Return the shared memory that a block of a product asks for, besides its table."""
+    block_rows = _TILE_ROWS * shape.row_groups * shape.tiles
+    wanted = shape.k_split * block_rows * (MAX_TEXTS if is_batched else 1) * _FLOAT + _ROOM_BYTES
+    layout = LAYOUTS[w.layout]
+    if layout.is_staged:
+        of_step = _TILE_ROWS * shape.tiles * (4 * _FETCHED + layout.scale_bytes)
+        wanted += shape.k_split * shape.row_groups * shape.unroll * of_step
+    if not is_batched:
+        wanted += 2 * (2 * w.n_slots + _APART) + 4 * 2 * layout.segment  # a row, its rest, and zeros
+    return wanted
 
 
 def product(
@@ -197,21 +213,14 @@ def product(
             KSPLIT=shape.k_split,
             ROW_GROUPS=shape.row_groups,
             UNROLL=shape.unroll,
-            QUADS=1
+            UNITS=1
             if is_batched
-            else _quads(w.shape[1], shape.n_threads, norm, is_deferred=norm.kind == "rms"),
+            else _units(w, shape.n_threads, norm, is_deferred=norm.kind == "rms"),
             NORM=0 if is_batched else _NORMS[norm.kind],
             EPILOGUE=_EPILOGUES[epilogue],
             BATCHED=int(is_batched),
         ),
-        shared_percent=100 if w.table_bytes else -1,
     )
-    block_rows = 8 * shape.row_groups * shape.tiles
-    shared = (
-        shape.k_split * block_rows * (MAX_TEXTS if is_batched else 1) * _FLOAT + _ROOM_BYTES + w.table_bytes
-    )
-    if not is_batched:
-        shared += _ZERO_BYTES + 2 * 2 * w.n_slots
     arguments = _Product(
         w=w.arguments,
         norm=_norm_arguments(norm),
@@ -228,13 +237,14 @@ def product(
         gate_rows=n_out if is_gated else 0,
     )
     grid = (n_blocks(n_out, shape, is_gated=is_gated), 1, 1)
-    launcher.launch(name, grid, shape.n_threads, shared, arguments)
+    wanted = shared_bytes(w, shape, is_batched=is_batched)
+    launcher.launch(name, grid, shape.n_threads, wanted, arguments)
 
 
-def _quads(n_columns: int, n_threads: int, norm: Norm, *, is_deferred: bool = False) -> int:
-    """Return the constant QUADS: all of a thread's columns where a norm must hold them, else some at a time."""
-    every = -(-n_columns // (4 * n_threads))
-    return every if norm.kind != "none" and not is_deferred else min(every, _MOST_QUADS)
+def _units(w: DeviceMatrix, n_threads: int, norm: Norm, *, is_deferred: bool = False) -> int:
+    """Return the constant UNITS: all of a thread's slots where a norm must hold them, else some at a time."""
+    every = -(-w.n_slots // (_UNIT * n_threads))
+    return every if norm.kind != "none" and not is_deferred else min(every, _MOST_UNITS)
 
 
 def prepare(
@@ -248,7 +258,7 @@ def prepare(
         FORMAT=w.layout,
         NORM=_NORMS[norm.kind],
         THREADS=n_threads,
-        QUADS=_quads(n_columns, n_threads, norm),
+        UNITS=_units(w, n_threads, norm),
     )
     arguments = _Preparation(
         _norm_arguments(norm), x.data_ptr(), rows.data_ptr(), n_columns, w.n_slots, n_texts
@@ -357,23 +367,23 @@ def embed(
         position.data_ptr(),
         x.data_ptr(),
     )
-    n_threads = 256 if w.table_bytes else 64
-    n_segments = -(-w.shape[1] // LAYOUTS[w.layout].segment)
-    launcher.launch(name, (-(-n_segments // n_threads), len(x), 1), n_threads, w.table_bytes, arguments)
+    n_threads = 256 if LAYOUTS[w.layout].has_table else 64
+    n_segments = w.n_slots // LAYOUTS[w.layout].segment
+    launcher.launch(name, (-(-n_segments // n_threads), len(x), 1), n_threads, 0, arguments)
 
 
 def widen(launcher: Launcher, w: DeviceMatrix, first: int, to: Tensor) -> None:
     """Write rows of W from `first` on to `to`, 16 bits (rows, columns)."""
     name = KernelName("tokens.cu", "widen_rows", _constants(to.dtype, FORMAT=w.layout, **_NO_NORM))
     arguments = _Widening(w.arguments, _pointer(w.row_scales), to.data_ptr(), first)
-    n_threads = 256 if w.table_bytes else 64
-    n_segments = -(-w.shape[1] // LAYOUTS[w.layout].segment)
+    n_threads = 256 if LAYOUTS[w.layout].has_table else 64
+    n_segments = w.n_slots // LAYOUTS[w.layout].segment
     # A grid has at most 65535 rows.
     for start in range(0, len(to), 1 << 15):
         some = min(len(to) - start, 1 << 15)
         arguments.first_row = first + start
         arguments.to = to.data_ptr() + 2 * start * w.shape[1]
-        launcher.launch(name, (-(-n_segments // n_threads), some, 1), n_threads, w.table_bytes, arguments)
+        launcher.launch(name, (-(-n_segments // n_threads), some, 1), n_threads, 0, arguments)
 
 
 def choose(

@@ -20,22 +20,27 @@ from ggtool.kernels.planes import Plane, unpack
 
 @dataclass(frozen=True)
 class Layout:
-    """A type of `formats.h`: the weights of a segment, and whether its kernels keep a table in shared memory."""
+    """A type of `formats.h`: the weights of a segment, and what else sizes depend on.
+
+    has_table: its kernels keep a table in shared memory. is_staged: codes are copied there ahead, with so many bytes of
+    scales for each row and step of four segments.
+    """
 
     segment: int
     has_table: bool = False
+    is_staged: bool = False
+    scale_bytes: int = 0
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
-        "Plain": Layout(8),
-        "Int8<0>": Layout(16),
-        "Int8<32>": Layout(16),
-        "Int8<64>": Layout(16),
-        "Table4": Layout(32, has_table=True),
-        "Linear4": Layout(32),
-        "Linear2<64,1>": Layout(64),
-        "Linear2<32,2>": Layout(64),
+        "Plain": Layout(8, is_staged=True),
+        "Int8Rows": Layout(16, is_staged=True),
+        "Int8Groups": Layout(16, is_staged=True, scale_bytes=4),
+        "Table4": Layout(32, has_table=True, is_staged=True, scale_bytes=8),
+        "Linear4": Layout(32, is_staged=True, scale_bytes=8),
+        "Ternary": Layout(64, is_staged=True, scale_bytes=8),
+        "Linear2": Layout(64),
         "Linear5<0>": Layout(32),
         "Linear5<1>": Layout(32),
         "Q4K": Layout(32),
@@ -43,7 +48,6 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "Q6K": Layout(32),
     }
 )
-TABLE_BYTES = 256 * 32 * 4
 _QUADS = 16  # a thread reads sixteen bytes at once
 _SUPER_BLOCK = 256  # weights of a block of ggml's K types
 # kvalues_iq4nl of ggml
@@ -51,7 +55,7 @@ _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 
 # Bytes of a block of 32 weights in ggml's old types, and how many of them come before the codes.
 _OLD_TYPES: Mapping[str, tuple[str, int, int]] = MappingProxyType(
     {
-        "Q8_0": ("Int8<32>", 34, 2),
+        "Q8_0": ("Int8Groups", 34, 2),
         "Q4_0": ("Linear4", 18, 2),
         "IQ4_NL": ("Table4", 18, 2),
         "Q5_0": ("Linear5<0>", 22, 6),
@@ -79,7 +83,7 @@ class MatrixArguments(ctypes.Structure):
 class DeviceMatrix:
     """W of `shape` (rows, columns), its codes uint8 (rows, bytes of a row).
 
-    layout: of LAYOUTS. scales: float16 (rows, n), or as the layout has them. row_scales: float32 (rows,), of Int8<0>.
+    layout: of LAYOUTS. scales: float16 (rows, n), or as the layout has them. row_scales: float32 (rows,), of Int8Rows.
     values: float32 (16,), of Table4.
     """
 
@@ -95,11 +99,6 @@ class DeviceMatrix:
         """Numbers that a row of activations takes when it is laid down: whole steps of four segments."""
         step = 4 * LAYOUTS[self.layout].segment
         return -(-self.shape[1] // step) * step
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of shared memory that the layout's table takes."""
-        return TABLE_BYTES if LAYOUTS[self.layout].has_table else 0
 
     @property
     def arguments(self) -> MatrixArguments:
@@ -178,12 +177,11 @@ def of_operand(w: Operand) -> DeviceMatrix | None:
         if shape[1] % _QUADS:
             return None
         return DeviceMatrix(
-            "Int8<0>", shape, codes.contiguous().view(torch.uint8), row_scales=scales.float().contiguous()
+            "Int8Rows", shape, _above_zero(codes), row_scales=scales.float().contiguous()
         )
     if form.kind == Kind.INT8_GROUPS and form.group in (32, 64):
-        return DeviceMatrix(
-            f"Int8<{form.group}>", shape, codes.flatten(1).contiguous().view(torch.uint8), scales.contiguous()
-        )
+        scales = scales.repeat_interleave(form.group // 32, 1)
+        return _woven("Int8Groups", shape, _above_zero(codes.flatten(1)), scales)
     if form.kind != Kind.PLANES or len(form.planes) != 1 or scales.dtype != torch.float16:
         return None
     (plane,) = form.planes
@@ -192,18 +190,16 @@ def of_operand(w: Operand) -> DeviceMatrix | None:
         if plane.values == tuple(code / 8 for code in range(-8, 8)):
             eighths = scales / 8
             if torch.equal(eighths * 8, scales):  # below float16's normal numbers it is not
-                return DeviceMatrix("Linear4", shape, codes.flatten(1), eighths)
+                return _woven("Linear4", shape, codes.flatten(1), eighths)
         values = torch.tensor(plane.values, dtype=torch.float32, device=codes.device)
-        return DeviceMatrix("Table4", shape, codes.flatten(1), scales, values=values)
+        return _woven("Table4", shape, codes.flatten(1), scales, values)
     if plane.base == 3 and form.group == 64:
-        return DeviceMatrix(
-            "Linear2<64,1>", shape, _two_bits(codes, plane, 64), scales.flatten(1).contiguous()
-        )
+        return _woven("Ternary", shape, _two_bits(codes, plane, 64), scales.flatten(1))
     if plane.values == (-1.0, -0.5, 0.0, 0.5) and form.group == 32:
         halves = scales.flatten(1) / 2
         if not torch.equal(halves * 2, scales.flatten(1)):
             return None
-        return DeviceMatrix("Linear2<32,2>", shape, *_whole_segments(_two_bits(codes, plane, 32), halves))
+        return DeviceMatrix("Linear2", shape, *_whole_segments(_two_bits(codes, plane, 32), halves))
     return None
 
 
@@ -220,7 +216,11 @@ def of_gguf(type_name: str, data: Tensor, shape: tuple[int, int]) -> DeviceMatri
         values = (
             torch.tensor(_IQ4_NL, dtype=torch.float32, device=data.device) if layout == "Table4" else None
         )
-        return DeviceMatrix(layout, shape, codes, scales, values=values)
+        if type_name == "Q8_0":
+            codes = _above_zero(codes)
+        if LAYOUTS[layout].is_staged:
+            return _woven(layout, shape, codes, scales, values)
+        return DeviceMatrix(layout, shape, codes, scales)
     if type_name in _K_TYPES:
         return DeviceMatrix(_K_TYPES[type_name], shape, data.view(n_rows, -1))
     if type_name == "Q6_K":
@@ -228,6 +228,27 @@ def of_gguf(type_name: str, data: Tensor, shape: tuple[int, int]) -> DeviceMatri
         scales = blocks[..., 192:].contiguous().view(torch.float16).view(n_rows, -1)
         return DeviceMatrix("Q6K", shape, blocks[..., :192].reshape(n_rows, -1), scales)
     return None
+
+
+def _above_zero(codes: Tensor) -> Tensor:
+    """Return int8 codes, or their bytes, as uint8 that are 128 more."""
+    return codes.contiguous().view(torch.uint8) ^ 128
+
+
+def _woven(
+    layout: str, shape: tuple[int, int], codes: Tensor, scales: Tensor, values: Tensor | None = None
+) -> DeviceMatrix:
+    """Return a matrix whose groups are dealt to the four threads of a row, rows filled up to whole steps with zeros.
+
+    codes: uint8 (rows, bytes), a group's bytes together; scales: float16 (rows, groups).
+    """
+    n_groups = LAYOUTS[layout].scale_bytes // 2
+    n_bytes = 4 * _QUADS // n_groups
+    n_steps = -(-scales.shape[1] // n_groups)
+    codes = torch.nn.functional.pad(codes, (0, n_steps * 4 * _QUADS - codes.shape[1]))
+    scales = torch.nn.functional.pad(scales, (0, n_steps * n_groups - scales.shape[1]))
+    dealt = codes.view(len(codes), n_steps, n_groups, 4, n_bytes // 4).transpose(2, 3)
+    return DeviceMatrix(layout, shape, dealt.reshape(len(codes), -1), scales.contiguous(), values=values)
 
 
 def _two_bits(codes: Tensor, plane: Plane, group: int) -> Tensor:

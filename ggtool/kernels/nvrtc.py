@@ -30,7 +30,6 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 _PREFERRED_SHARED_MEMORY_CARVEOUT = 9
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6
-_STATIC_SHARED_BYTES = 48 << 10  # from here on a kernel must be told that it may have more
 
 
 class KernelError(MeasureError):
@@ -39,16 +38,11 @@ class KernelError(MeasureError):
 
 @dataclass(frozen=True)
 class KernelName:
-    """One kernel: its file, the function in it, and the constants that it is compiled with.
-
-    shared_percent: how much of a processor's fast memory is to be shared memory and not first-level cache; -1 is the
-    driver's choice. All of it lets more blocks with a table run at once, and everything else runs slower.
-    """
+    """One kernel: its file, the function in it, and the constants that it is compiled with."""
 
     file: str
     function: str
     constants: tuple[tuple[str, str], ...]
-    shared_percent: int = -1
 
     @property
     def text(self) -> str:
@@ -122,11 +116,11 @@ class GpuLauncher:
                 entry = name.function.encode()
                 status = self._driver.cuModuleGetFunction(ctypes.byref(function), module, entry)
                 self._check(status, f"find {name.text}")
-                percent = name.shared_percent
-                status = self._driver.cuFuncSetAttribute(function, _PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
+                # The same for all: kernels run beside each other only where a processor's memory is divided alike.
+                status = self._driver.cuFuncSetAttribute(function, _PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
                 self._check(status, f"give shared memory to {name.text}")
             self._functions[name] = function
-        if shared_bytes > _STATIC_SHARED_BYTES // 2:
+        if shared_bytes:  # with what a kernel has by itself it may be more than every kernel may have
             status = self._driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
             self._check(status, f"give {shared_bytes} bytes of shared memory to {name.text}")
         return function

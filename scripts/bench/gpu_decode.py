@@ -13,6 +13,7 @@ was found by `--seconds` is kept.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compilers import Compilers, Names
 from random_models import FORMATS, SIZES, Sizes, random_model
 
 from ggtool.backends.engine.prompt import forward, head_logits
 from ggtool.backends.engine.step import Graphs, Steps
-from ggtool.kernels.nvrtc import GpuLauncher
+from ggtool.kernels.nvrtc import GpuLauncher, architecture
 
 N_TOKENS = 32
 PEERS = ("eager", "bnb-int8", "bnb-nf4", "compile")
@@ -45,12 +47,26 @@ class Contestant:
     allocated_bytes: int
 
 
+@functools.cache
+def compilers() -> Compilers:
+    """Return the processes that compile our kernels, started once."""
+    return Compilers(architecture(torch.device("cuda", 0)))
+
+
 def engine(sizes: Sizes, name: str, n_texts: int, n_ctx: int) -> Contestant:
     """Return our engine in a format of FORMATS; contexts are made once and gone back to."""
     before = torch.cuda.memory_allocated()
     launcher = GpuLauncher(torch.device("cuda", 0))
     model = random_model(sizes, name, n_ctx)
-    steps = Steps(model, launcher, n_texts, n_ctx, torch.cuda.get_device_name())
+    gpu = torch.cuda.get_device_name()
+    names = Names(launcher.n_processors)
+    with torch.inference_mode():
+        idle = Steps(model, names, n_texts, 1, gpu)
+        idle.launch(1)
+        forward(model, names, torch.zeros(n_texts, 1, dtype=torch.int64, device="cuda"), idle.cache)
+    del idle
+    compilers().start(dict.fromkeys(names.names)).wait()
+    steps = Steps(model, launcher, n_texts, n_ctx, gpu)
     graphs = Graphs(steps)
     ids = torch.randint(0, sizes.n_vocab, (n_texts, n_ctx), device="cuda")
     filled: set[int] = set()
@@ -261,7 +277,8 @@ def main() -> None:
             limit = 1 << 20 if SIZES[model].is_gated else 1024 - N_SPARE
             contexts = [min(int(context), limit) for context in args.contexts.split(",")]
             rows = compare(
-                SIZES[model], [name for name in args.formats.split(",") if name], [name for name in args.peers.split(",") if name], n_texts, contexts, args.rounds
+                SIZES[model], [name for name in args.formats.split(",") if name], [name for name in args.peers.split(",") if name], n_texts, contexts, args.rounds,
+                started + args.seconds,
             )  # fmt: skip
             for row in rows:
                 share = row["weights_bytes"] / (row["ms"] / 1e3) / bandwidth

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -22,36 +20,26 @@ from dataclasses import astuple
 from pathlib import Path
 
 import torch
+from compilers import Compilers, Names
 from random_models import FORMATS, SIZES, layout_of, random_matrix
 
 from ggtool.backends.engine.shapes import candidates, key_of
 from ggtool.kernels import decode
 from ggtool.kernels.decode import MAX_TEXTS, Launcher, Norm, Shape
 from ggtool.kernels.device_matrix import DeviceMatrix
-from ggtool.kernels.nvrtc import GpuLauncher, KernelName, architecture, compile_kernel
+from ggtool.kernels.nvrtc import GpuLauncher, KernelName, architecture
 
 COLD_BYTES = 192 << 20
 MOST_COPIES = 48
 ROUNDS = 5
 
 
-class Names:
-    """A launcher that starts nothing and remembers what it was to start."""
-
-    n_processors = 1
-
-    def __init__(self) -> None:
-        self.names: list[KernelName] = []
-
-    def launch(self, name: KernelName, *_: object) -> None:
-        """Remember it."""
-        self.names.append(name)
-
-
 class Task:
     """One product: its weights several times over, and what it reads and writes."""
 
-    def __init__(self, layout: str, n_rows: int, n_columns: int, epilogue: str, *, is_batched: bool) -> None:
+    def __init__(
+        self, layout: str, n_rows: int, n_columns: int, epilogue: str, *, is_batched: bool, is_gated_model: bool
+    ) -> None:
         self.epilogue, self.is_batched = epilogue, is_batched
         first = random_matrix(layout, n_rows, n_columns)
         n_bytes = sum(tensor.nbytes for tensor in first.tensors)
@@ -77,11 +65,21 @@ class Task:
         self.norm = Norm()
         if not is_batched and epilogue != "add":
             ones = torch.ones(n_columns, device="cuda")
-            self.norm = Norm("rms", ones, None, 1e-5)
+            zeros = None if is_gated_model else torch.zeros_like(ones)
+            self.norm = Norm("rms" if is_gated_model else "layer", ones, zeros, 1e-5)
 
     def shapes(self) -> Iterator[Shape]:
         """Yield what is to be tried."""
-        return candidates(self.copies[0], is_gated=self.epilogue == "swiglu")
+        return candidates(
+            self.copies[0], is_gated=self.epilogue == "swiglu", is_batched=self.rows is not None
+        )
+
+    def names(self, n_processors: int) -> list[KernelName]:
+        """Return the kernel of each shape."""
+        names = Names(n_processors)
+        for shape in self.shapes():
+            self.chain(names, shape, 1)
+        return names.names
 
     def chain(self, launcher: Launcher, shape: Shape, n: int) -> None:
         """Start the product n times."""
@@ -112,9 +110,11 @@ class Task:
         return statistics.median(samples)
 
 
-def tasks(models: list[str], formats: list[str], texts: list[str]) -> list[tuple[str, int, int, str, bool]]:
-    """Return (layout, rows, columns, epilogue, is_batched) of every product, each kind once."""
-    found: dict[tuple[object, ...], tuple[str, int, int, str, bool]] = {}
+def tasks(
+    models: list[str], formats: list[str], texts: list[str]
+) -> list[tuple[str, int, int, str, bool, bool]]:
+    """Return (layout, rows, columns, epilogue, is_batched, is_gated_model) of every product, each kind once."""
+    found: dict[tuple[object, ...], tuple[str, int, int, str, bool, bool]] = {}
     for text in texts:
         for name in formats:
             for model in models:
@@ -123,16 +123,10 @@ def tasks(models: list[str], formats: list[str], texts: list[str]) -> list[tuple
                     for layer in range(sizes.n_layers):
                         layout = layout_of(sizes, name, product, layer)
                         key = (layout, rows, columns, epilogue == "swiglu", text)
-                        found.setdefault(key, (layout, rows, columns, epilogue, text == "many"))
+                        found.setdefault(
+                            key, (layout, rows, columns, epilogue, text == "many", sizes.is_gated)
+                        )
     return list(found.values())
-
-
-def compile_one(job: tuple[KernelName, str]) -> str:
-    try:
-        compile_kernel(*job)
-    except Exception as error:  # noqa: BLE001 - a shape that does not compile is not tried
-        return str(error)
-    return ""
 
 
 def main() -> None:
@@ -149,24 +143,22 @@ def main() -> None:
     found: dict[str, dict[str, list[int]]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     known = found.setdefault(gpu, {})
     log = args.out.with_suffix(".tsv").open("a")
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(os.cpu_count()) as pool:
-        for layout, rows, columns, epilogue, is_batched in tasks(
-            args.models.split(","), args.formats.split(","), args.texts.split(",")
-        ):
+    wanted = tasks(args.models.split(","), args.formats.split(","), args.texts.split(","))
+    with Compilers(arch) as compilers:
+        made = [
+            Task(layout, rows, columns, epilogue, is_batched=is_batched, is_gated_model=is_gated_model)
+            for layout, rows, columns, epilogue, is_batched, is_gated_model in wanted
+        ]
+        made = [task for task in made if task.key not in known]
+        compiled = [compilers.start(task.names(launcher.n_processors)) for task in made]
+        for task, results in zip(made, compiled, strict=True):
             if time.monotonic() - started > args.seconds:
                 break
-            task = Task(layout, rows, columns, epilogue, is_batched=is_batched)
-            if task.key in known:
-                continue
-            names = Names()
-            shapes = list(task.shapes())
-            for shape in shapes:
-                task.chain(names, shape, 1)
-            errors = pool.map(compile_one, [(name, arch) for name in names.names], chunksize=1)
             times: dict[Shape, float] = {}
-            for shape, error in zip(shapes, errors, strict=True):
-                if not error:
+            for shape, error in zip(task.shapes(), results.get(), strict=True):
+                if error:
+                    print(f"{task.key} {astuple(shape)}: {error}", file=sys.stderr)
+                else:
                     times[shape] = task.seconds(launcher, shape)
             best = min(times, key=lambda shape: times[shape])
             known[task.key] = list(astuple(best))

@@ -9,7 +9,7 @@ import torch
 
 from ggtool.backends.engine.model import Layer, Model, Projection
 from ggtool.kernels.decode import Heads, Norm
-from ggtool.kernels.device_matrix import DeviceMatrix
+from ggtool.kernels.device_matrix import LAYOUTS, DeviceMatrix
 from ggtool.quantizers.tables import IQ4_VALUES
 
 
@@ -57,11 +57,11 @@ SIZES = {
 # format -> the layout of layers' matrices and of the head (None: the same). A Q4_K_M file of a GPT-2 XL has other types.
 FORMATS = {
     "fp16": ("Plain", None),
-    "int8": ("Int8<0>", None),
-    "iq4": ("Table4", "Int8<0>"),
-    "int4": ("Linear4", "Int8<0>"),
-    "ternary": ("Linear2<64,1>", "Int8<0>"),
-    "gguf-q8_0": ("Int8<32>", None),
+    "int8": ("Int8Rows", None),
+    "iq4": ("Table4", "Int8Rows"),
+    "int4": ("Linear4", "Int8Rows"),
+    "ternary": ("Ternary", "Int8Rows"),
+    "gguf-q8_0": ("Int8Groups", None),
     "gguf-q4_0": ("Linear4", "Q6K"),
     "gguf-q4_k_m": ("Q4K", "Q6K"),
 }
@@ -74,7 +74,7 @@ def layout_of(sizes: Sizes, name: str, product: str, layer: int) -> str:
     has_super_blocks = n_columns % 256 == 0
     if product == "head":
         chosen = head or layers
-        return chosen if has_super_blocks or chosen != "Q6K" else "Int8<32>"
+        return chosen if has_super_blocks or chosen != "Q6K" else "Int8Groups"
     if name != "gguf-q4_k_m":
         return layers
     more = sizes.n_layers // 8
@@ -82,7 +82,7 @@ def layout_of(sizes: Sizes, name: str, product: str, layer: int) -> str:
     if product == "projected" and not sizes.is_gated:
         return "Q5K" if has_super_blocks else "Linear5<1>"
     if product == "down" and is_finer:
-        return "Q6K" if has_super_blocks else "Int8<32>"
+        return "Q6K" if has_super_blocks else "Int8Groups"
     return "Q4K" if has_super_blocks else "Linear5<0>"
 
 
@@ -99,20 +99,15 @@ def random_matrix(layout: str, n_rows: int, n_columns: int, device: str = "cuda"
     if layout == "Plain":
         weight = torch.empty(shape, dtype=torch.float16, device=device).normal_(0, 0.02)
         return DeviceMatrix(layout, shape, weight.view(torch.uint8))
-    if layout == "Int8<0>":
+    if layout == "Int8Rows":
         return DeviceMatrix(layout, shape, random_bytes(n_columns), row_scales=scales(1, 5e-4)[:, 0].float())
-    if layout == "Int8<32>":
-        return DeviceMatrix(layout, shape, random_bytes(n_columns), scales(n_columns // 32, 5e-4))
-    if layout == "Table4":
-        values = torch.tensor(IQ4_VALUES, device=device)
-        return DeviceMatrix(
-            layout, shape, random_bytes(n_columns // 2), scales(n_columns // 32, 0.07), values=values
-        )
-    if layout == "Linear4":
-        return DeviceMatrix(layout, shape, random_bytes(n_columns // 2), scales(n_columns // 32, 8e-3))
-    if layout == "Linear2<64,1>":
-        n_groups = -(-n_columns // 64)
-        return DeviceMatrix(layout, shape, random_bytes(n_groups * 16), scales(n_groups, 0.05))
+    if LAYOUTS[layout].scale_bytes:
+        # Whole steps of sixty-four bytes, with that many scales each.
+        n_steps = -(-n_columns // (4 * LAYOUTS[layout].segment))
+        n_scales = n_steps * LAYOUTS[layout].scale_bytes // 2
+        values = torch.tensor(IQ4_VALUES, device=device) if LAYOUTS[layout].has_table else None
+        size = {"Int8Groups": 5e-4, "Table4": 0.07, "Linear4": 8e-3, "Ternary": 0.05}[layout]
+        return DeviceMatrix(layout, shape, random_bytes(n_steps * 64), scales(n_scales, size), values=values)
     if layout in ("Linear5<0>", "Linear5<1>"):
         n_halves = 3 if layout == "Linear5<0>" else 4
         rest = random_bytes(n_columns // 32 * n_halves * 2).view(torch.float16)

@@ -166,6 +166,7 @@ inline u32 fma_halves(u32 a, u32 b, u32 c) {
     return static_cast<_Float16>(std::fma(double(half_at(a, at)), double(half_at(b, at)), double(half_at(c, at))));
   });
 }
+inline u32 masked_with(u32 a, u32 mask, u32 more) { return (a & mask) | more; }
 inline u32 pick_bytes(u32 a, u32 b, u32 selector) {
   const u64 both = a | static_cast<u64>(b) << 32;
   u32 r = 0;
@@ -181,7 +182,7 @@ inline float number(u32 pair, int which) {
   return widen_half(bits);
 #endif
 }
-inline void add_product(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+inline void product_on(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1, const float (&before)[4]) {
   emulated::Warp& warp = emulated::my_warp();
   const int me = threadIdx.x % kWarp;
   std::memcpy(warp.a[me], a, sizeof a);
@@ -189,6 +190,7 @@ inline void add_product(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   emulated::meet_warp();
   for (int i = 0; i < 4; ++i) {
     const int row = me / 4 + i / 2 * 8, column = me % 4 * 2 + i % 2;
+    sums[i] = before[i];
     for (int k = 0; k < 16; ++k)
       sums[i] += number(warp.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2) *
                  number(warp.b[column * 4 + k % 8 / 2][k / 8], k % 2);
@@ -209,8 +211,25 @@ T swap_lanes(T value, int mask) {
 typedef std::uintptr_t SharedAddress;
 inline SharedAddress shared_address(const void* at) { return reinterpret_cast<SharedAddress>(at); }
 inline u32 load_shared(SharedAddress at) { return read<u32>(reinterpret_cast<const void*>(at)); }
+inline Quad load_shared_quad(SharedAddress at) { return read<Quad>(reinterpret_cast<const void*>(at)); }
+inline void copy_stream(SharedAddress to, const void* from) { *reinterpret_cast<Quad*>(to) = read<Quad>(from); }
+inline void copy_stream_or_zeros(SharedAddress to, const void* from, bool is_there) {
+  *reinterpret_cast<Quad*>(to) = is_there ? read<Quad>(from) : Quad{};
+}
+template <int kBytes>
+void copy_few(SharedAddress to, const void* from) {
+  struct alignas(kBytes) Few {
+    u8 bytes[kBytes];
+  };
+  *reinterpret_cast<Few*>(to) = read<Few>(from);
+}
+inline void end_copies() {}
+template <int n>
+void keep_copies_under_way() {}
+inline void sync_warp() { emulated::meet_warp(); }
 inline void sync_block() { emulated::meet(emulated::block, static_cast<int>(blockDim.x)); }
 inline void wait_for_kernel_before() {}
+inline void let_next_kernel_in() {}
 inline bool is_last_block(u32* counter, u32 n) {
   const bool last = (*counter)++ == n - 1;
   if (last) *counter = 0;

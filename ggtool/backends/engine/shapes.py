@@ -11,14 +11,16 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ggtool.kernels.decode import Epilogue, Shape, n_blocks
+from ggtool.kernels.decode import Epilogue, Shape, n_blocks, shared_bytes
 from ggtool.kernels.device_matrix import LAYOUTS, DeviceMatrix
 
 _MEASURED = Path(__file__).parent / "shapes.json"
-_SEGMENTS_UNDER_WAY = 8  # of sixteen bytes, by each thread
-# Warps that share columns, and groups of rows, of the blocks that are tried: 128 to 512 threads.
-_WARPS = ((4, 1), (8, 1), (16, 1), (2, 2), (4, 2), (8, 2), (1, 4), (2, 4), (4, 4), (1, 8), (2, 8))
+# Warps that share columns, and groups of rows, of the blocks that are tried: 64 to 512 threads.
+_WARPS = ((4, 1), (8, 1), (16, 1), (4, 2), (8, 2), (2, 4), (4, 4))
 _FEWEST_BLOCKS = 32  # fewer leave most of a GPU idle
+# Shared memory of a block: two kernels are to run beside each other, and GPUs that are not measured have less.
+_MOST_SHARED, _MOST_SHARED_BY_RULE = 150 << 10, 60 << 10
+_STEPS_UNDER_WAY = 8
 
 
 def shape_of(w: DeviceMatrix, epilogue: Epilogue, *, is_batched: bool, n_processors: int, gpu: str) -> Shape:
@@ -26,7 +28,8 @@ def shape_of(w: DeviceMatrix, epilogue: Epilogue, *, is_batched: bool, n_process
     found = _measured().get(gpu, {}).get(key_of(w, epilogue, is_batched=is_batched))
     if found is not None:
         return Shape(*found)
-    return _by_rule(w, is_gated=epilogue == "swiglu", n_processors=n_processors)
+    is_gated = epilogue == "swiglu"
+    return _by_rule(w, is_gated=is_gated, is_batched=is_batched, n_processors=n_processors)
 
 
 def key_of(w: DeviceMatrix, epilogue: Epilogue, *, is_batched: bool) -> str:
@@ -35,30 +38,28 @@ def key_of(w: DeviceMatrix, epilogue: Epilogue, *, is_batched: bool) -> str:
     return f"{w.layout} {w.shape[0]}x{w.shape[1]} {kind} {'many' if is_batched else 'one'}"
 
 
-def candidates(w: DeviceMatrix, *, is_gated: bool) -> Iterator[Shape]:
+def candidates(w: DeviceMatrix, *, is_gated: bool, is_batched: bool) -> Iterator[Shape]:
     """Yield the shapes that are worth trying."""
     n_steps, n_out = _steps(w), w.shape[0] // 2 if is_gated else w.shape[0]
-    for tiles in (2, 4) if is_gated else (1, 2, 4):
+    for tiles in (1, 2):
         for k_split, row_groups in _WARPS:
-            fits = k_split == 1 or k_split <= n_steps
-            shape = Shape(tiles, k_split, row_groups, 1)
-            if not fits or n_blocks(n_out, shape, is_gated=is_gated) < _FEWEST_BLOCKS:
-                continue
             turns = -(-n_steps // k_split)
-            for unroll in (1, 2, 3, 4, 6, 8):
-                if (3 <= unroll * tiles <= 8 and unroll <= turns) or (unroll == turns and unroll * tiles < 3):
-                    yield Shape(tiles, k_split, row_groups, unroll)
+            for unroll in sorted({min(turns, 3), min(turns, _STEPS_UNDER_WAY)}):
+                shape = Shape(tiles, k_split, row_groups, unroll)
+                fits = k_split <= n_steps and shared_bytes(w, shape, is_batched=is_batched) <= _MOST_SHARED
+                if fits and n_blocks(n_out, shape, is_gated=is_gated) >= _FEWEST_BLOCKS:
+                    yield shape
 
 
-def _by_rule(w: DeviceMatrix, *, is_gated: bool, n_processors: int) -> Shape:
-    """Return the largest tiles that leave every processor two blocks, all eight warps of a block on the same rows."""
+def _by_rule(w: DeviceMatrix, *, is_gated: bool, is_batched: bool, n_processors: int) -> Shape:
+    """Return one tile a warp, more warps for the columns where there are few rows, and as many steps under way as fit."""
     n_out = w.shape[0] // 2 if is_gated else w.shape[0]
     n_steps = _steps(w)
-    k_split = next(n for n in (8, 4, 2, 1) if n <= n_steps)
-    for tiles in (4, 2) if is_gated else (4, 2, 1):
-        unroll = max(1, min(_SEGMENTS_UNDER_WAY // tiles, -(-n_steps // k_split)))
-        shape = Shape(tiles, k_split, 8 // k_split, unroll)
-        if n_blocks(n_out, shape, is_gated=is_gated) >= 2 * n_processors:
+    few = n_blocks(n_out, Shape(1, 1, 1, 1), is_gated=is_gated) < 2 * n_processors
+    k_split = next(n for n in (8 if few else 4, 4, 2, 1) if n <= n_steps)
+    for unroll in range(min(_STEPS_UNDER_WAY, -(-n_steps // k_split)), 0, -1):
+        shape = Shape(1, k_split, 1, unroll)
+        if shared_bytes(w, shape, is_batched=is_batched) <= _MOST_SHARED_BY_RULE:
             break
     return shape
 

@@ -1,8 +1,11 @@
 // Activations on their way into a product: normalized, and split in two numbers of 16 bits whose sum is a float32 nearly.
 //
-// The tensor cores multiply sixteen rows at once and a text has one, so the second number costs nothing: of up to
-// eight texts, text i is row i and what its rounding left is row i + 8. From nine to sixteen there is no room for it.
-// Rows i and i + 8 lie together, as a thread needs them: of every four slots two of row i, two of row i + 8, and again.
+// The tensor cores multiply eight columns at once and a text has one, so what its rounding left is the next column and
+// costs nothing. Of several texts the rest has a product of its own up to eight; from nine to sixteen that is the other
+// texts' product, and there is no room for rests.
+//
+// A row of activations is in the order of the format's slots, but that the four threads of a row read sixteen bytes each
+// next to one another: eight slots of the first, eight of the second, and so on, then the next eight of the first.
 #pragma once
 
 #include "formats.h"
@@ -17,35 +20,55 @@ struct NormWeights {
   float epsilon;
 };
 
-// Lays down one text by all kThreads threads of a block, kQuads times four columns of each thread under way at once.
+// Eight slots' columns: four from one column on, four kApart further.
+template <class Format>
+__device__ constexpr int offset_of(int slot) {
+  return Format::column(0, slot) - Format::column(0, 0);
+}
+template <class Format>
+__device__ constexpr int offset_of_others() {
+  int least = Format::kSegment * 4;
+  for (int slot = 0; slot < 8; ++slot)
+    if (offset_of<Format>(slot) >= 4 && offset_of<Format>(slot) < least) least = offset_of<Format>(slot);
+  return least;
+}
+
+// Lays down one text by all kThreads threads of a block, kUnits times eight slots of each thread under way at once.
 //
 // With kDeferred, an RMS norm's factor is left to the sums of the product, `factor` says it: nobody waits for it. A norm
-// that is not deferred holds the whole text in registers, so kQuads * kThreads * 4 columns are its most.
-template <class Format, int kNorm, bool kDeferred, int kThreads, int kQuads>
+// that is not deferred holds the whole text in registers, so kUnits * kThreads * 8 slots are its most.
+template <class Format, int kNorm, bool kDeferred, int kThreads, int kUnits>
 class Layer {
  public:
   // Start reading the norm's weights, which do not depend on another kernel.
-  __device__ __forceinline__ Layer(const NormWeights& norm, int n_columns) : norm_(norm), n_quads_(n_columns / 4) {
+  __device__ __forceinline__ Layer(const NormWeights& norm, int n_columns, int n_slots)
+      : norm_(norm), n_columns_(n_columns), n_units_(n_slots / 8) {
     if (kNorm != kNone) fetch_norm(thread());
   }
 
-  // Write text x into `rows`, a pair of rows of n_slots numbers in the order of Format's slots, zeros where there is no
-  // column: as the first row and its rest as the second, or as `which` of them alone. `room` holds two floats for
-  // each warp. The threads meet before any reads the rows.
-  __device__ __forceinline__ void lay_down(const float* x, int n_slots, u16* rows, Which which, float* room) {
-    const Floats* quads = reinterpret_cast<const Floats*>(x);
+  // Write text x into a pair of rows, `second` numbers apart, zeros where there is no column: as the first row and its rest
+  // as the second, or as `which` of them alone. `room` holds two floats for each warp. The threads meet before any reads the
+  // rows.
+  __device__ __forceinline__ void lay_down(const float* x, u16* rows, int second, Which which, float* room) {
     float sum = 0, squares = 0;
-    for (int turn = 0; turn < n_quads_; turn += kQuads * kThreads) {  // as often by every thread
+    for (int turn = 0; turn < n_units_; turn += kUnits * kThreads) {  // as often by every thread
       const int first = turn + thread();
-      Floats some[kQuads];
+      Unit some[kUnits];
 #pragma unroll
-      for (int i = 0; i < kQuads; ++i)
-        some[i] = first + i * kThreads < n_quads_ ? load_fresh(quads + first + i * kThreads) : Floats{};
+      for (int i = 0; i < kUnits; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int column = column_of(first + i * kThreads, half);
+          some[i].of[half] = column < n_columns_ ? load_fresh(reinterpret_cast<const Floats*>(x + column)) : Floats{};
+        }
       if (kNorm != kNone) {
 #pragma unroll
-        for (int i = 0; i < kQuads; ++i)
+        for (int i = 0; i < kUnits; ++i)
 #pragma unroll
-          for (int j = 0; j < 4; ++j) sum += some[i].v[j], squares += some[i].v[j] * some[i].v[j];
+          for (int j = 0; j < 8; ++j) {
+            const float value = some[i].of[j / 4].v[j % 4];
+            sum += value, squares += value * value;
+          }
       }
       float mean = 0, factor = 1;
       if (kNorm != kNone && !kDeferred) {
@@ -55,32 +78,28 @@ class Layer {
         float all = 0, all_squares = 0;
 #pragma unroll
         for (int i = 0; i < kThreads / kWarp; ++i) all += room[i], all_squares += room[kThreads / kWarp + i];
-        mean = kNorm == kLayerNorm ? all / (4 * n_quads_) : 0.0f;
-        factor = rsqrtf(all_squares / (4 * n_quads_) - mean * mean + norm_.epsilon);
+        mean = kNorm == kLayerNorm ? all / n_columns_ : 0.0f;
+        factor = rsqrtf(all_squares / n_columns_ - mean * mean + norm_.epsilon);
       }
 #pragma unroll
-      for (int i = 0; i < kQuads; ++i) {
-        const int quad = first + i * kThreads;
-        if (quad >= n_quads_) break;
-        Floats values = some[i];
+      for (int i = 0; i < kUnits; ++i) {
+        const int unit = first + i * kThreads;
+        if (unit >= n_units_) break;
         if (kNorm != kNone) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            values.v[j] = (values.v[j] - mean) * factor * weights_[i].v[j];
-            if (kNorm == kLayerNorm) values.v[j] += biases_[i].v[j];
+          for (int j = 0; j < 8; ++j) {
+            float& value = some[i].of[j / 4].v[j % 4];
+            value = (value - mean) * factor * weights_[i].of[j / 4].v[j % 4];
+            if (kNorm == kLayerNorm) value += biases_[i].of[j / 4].v[j % 4];
           }
         }
-        write(quad, values, rows, which);
+        write(unit, some[i], rows, second, which);
       }
-      if (kNorm != kNone && kDeferred && first + kQuads * kThreads < n_quads_) fetch_norm(first + kQuads * kThreads);
+      if (kNorm != kNone && kDeferred && first + kUnits * kThreads < n_units_) fetch_norm(first + kUnits * kThreads);
     }
     if (kNorm != kNone && kDeferred) {
       squares = sum_of_warp(squares);
       if (lane() == 0) room[warp()] = squares;
-    }
-    for (int column = 4 * n_quads_ + thread(); column < n_slots; column += kThreads) {
-      if (which != kSecond) rows[at(column)] = 0;
-      if (which != kFirst) rows[at(column) + 2] = 0;
     }
   }
 
@@ -89,47 +108,51 @@ class Layer {
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < kThreads / kWarp; ++i) squares += room[i];
-    return rsqrtf(squares / (4 * n_quads_) + norm_.epsilon);
+    return rsqrtf(squares / n_columns_ + norm_.epsilon);
   }
 
  private:
+  struct Unit {
+    Floats of[2];
+  };
+
+  // The first column of half a unit: units lie as the row does, and those beyond it have no columns.
+  __device__ __forceinline__ int column_of(int unit, int half) const {
+    constexpr int kQuads = Format::kSegment / 8;
+    if (unit >= n_units_) return n_columns_;
+    return Format::column(unit / (4 * kQuads) * 4 + unit % 4, unit / 4 % kQuads * 8) + half * offset_of_others<Format>();
+  }
+
   __device__ __forceinline__ void fetch_norm(int first) {
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const int quad = first + i * kThreads;
-      if (quad >= n_quads_) break;
-      weights_[i] = reinterpret_cast<const Floats*>(norm_.weight)[quad];
-      if (kNorm == kLayerNorm) biases_[i] = reinterpret_cast<const Floats*>(norm_.bias)[quad];
-    }
+    for (int i = 0; i < kUnits; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int column = column_of(first + i * kThreads, half);
+        const bool is_column = column < n_columns_;
+        weights_[i].of[half] = is_column ? *reinterpret_cast<const Floats*>(norm_.weight + column) : Floats{};
+        if (kNorm == kLayerNorm) biases_[i].of[half] = is_column ? *reinterpret_cast<const Floats*>(norm_.bias + column) : Floats{};
+      }
   }
 
-  // Where a column is in the first row of a pair; in the second, two further.
-  __device__ static __forceinline__ int at(int column) {
-    const int place = Format::place(column);
-    return place / 4 * 8 + place % 4 / 2 * 4 + place % 2;
-  }
-
-  __device__ static __forceinline__ void write(int quad, const Floats& values, u16* rows, Which which) {
-    u16 rounded[4], rest[4];
+  __device__ static __forceinline__ void write(int unit, const Unit& values, u16* rows, int second, Which which) {
+    u16 rounded[8], rest[8];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      rounded[j] = narrow(values.v[j]);
-      rest[j] = narrow(values.v[j] - widen(rounded[j]));
+    for (int slot = 0; slot < 8; ++slot) {
+      constexpr int kOthers = offset_of_others<Format>();
+      const int offset = offset_of<Format>(slot);
+      const float value = offset < kOthers ? values.of[0].v[offset % 4] : values.of[1].v[(offset - kOthers) % 4];
+      rounded[slot] = narrow(value);
+      rest[slot] = which == kBoth ? narrow(value - widen(rounded[slot])) : rounded[slot];
     }
-    if (Format::kNatural && which == kBoth) {
-      reinterpret_cast<Quad*>(rows)[quad] = Quad{{both(rounded[0], rounded[1]), both(rest[0], rest[1]),
-                                                  both(rounded[2], rounded[3]), both(rest[2], rest[3])}};
-      return;
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int place = at(4 * quad + j);
-      if (which != kSecond) rows[place] = rounded[j];
-      if (which != kFirst) rows[place + 2] = which == kBoth ? rest[j] : rounded[j];
-    }
+    const auto quad = [](const u16(&of)[8]) {
+      return Quad{{both(of[0], of[1]), both(of[2], of[3]), both(of[4], of[5]), both(of[6], of[7])}};
+    };
+    if (which != kSecond) *reinterpret_cast<Quad*>(rows + unit * 8) = quad(rounded);
+    if (which != kFirst) *reinterpret_cast<Quad*>(rows + second + unit * 8) = quad(rest);
   }
 
   const NormWeights norm_;
-  const int n_quads_;
-  Floats weights_[kNorm == kNone ? 1 : kQuads], biases_[kNorm == kLayerNorm ? kQuads : 1];
+  const int n_columns_, n_units_;
+  Unit weights_[kNorm == kNone ? 1 : kUnits], biases_[kNorm == kLayerNorm ? kUnits : 1];
 };

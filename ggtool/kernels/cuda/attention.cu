@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention(const __grid_co
   fetch(values, p.values, begin + warp() * kAtOnce);
 
   wait_for_kernel_before();
+  let_next_kernel_in();
   const float* projected = p.projected + static_cast<i64>(text) * (p.n_heads + 2 * p.n_kv_heads) * HEAD_DIM;
   for (int i = warp(); i < HEADS + 2; i += WARPS) {
     const int head = i < HEADS ? first_head + i : i == HEADS ? p.n_heads + kv_head : p.n_heads + p.n_kv_heads + kv_head;

@@ -79,6 +79,40 @@ __device__ __forceinline__ Quad load_fresh(const Quad* from) {
   return r;
 }
 
+// Shared memory by its address, to which the compiler would add more than one instruction.
+typedef u32 SharedAddress;
+__device__ __forceinline__ SharedAddress shared_address(const void* at) {
+  return static_cast<u32>(__cvta_generic_to_shared(at));
+}
+__device__ __forceinline__ u32 load_shared(SharedAddress at) {
+  u32 r;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at));
+  return r;
+}
+__device__ __forceinline__ Quad load_shared_quad(SharedAddress at) {
+  Quad r;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.v[0]), "=r"(r.v[1]), "=r"(r.v[2]), "=r"(r.v[3]) : "r"(at));
+  return r;
+}
+// Sixteen, eight or four bytes on their way into shared memory while the thread goes on, or sixteen zeros; `keep_copies_under_way` waits for
+// all but the last n groups of this thread's copies, each group ended by `end_copies`.
+__device__ __forceinline__ void copy_stream(SharedAddress to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from));
+}
+__device__ __forceinline__ void copy_stream_or_zeros(SharedAddress to, const void* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0));
+}
+template <int kBytes>
+__device__ __forceinline__ void copy_few(SharedAddress to, const void* from) {
+  static_assert(kBytes == 4 || kBytes == 8, "what cp.async has");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes));
+}
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;"); }
+template <int n>
+__device__ __forceinline__ void keep_copies_under_way() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
 __device__ __forceinline__ float widen_half(u16 half) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(half));
@@ -109,37 +143,41 @@ __device__ __forceinline__ u32 fma_halves(u32 a, u32 b, u32 c) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
+// What `mask` leaves of a, and the bits of `more`: one instruction, of which the compiler makes two.
+__device__ __forceinline__ u32 masked_with(u32 a, u32 mask, u32 more) {
+  u32 r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(more));
+  return r;
+}
 // Bytes of a (0 to 3) and b (4 to 7) by the selector's four hexadecimal digits, the lowest byte first.
 __device__ __forceinline__ u32 pick_bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 
-// sums (16 x 8) += a (16 x 16) * b (16 x 8), spread over a warp as PTX's mma.m16n8k16 has it.
-__device__ __forceinline__ void add_product(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+// sums (16 x 8) = a (16 x 16) * b (16 x 8) + before (16 x 8), spread over a warp as PTX's mma.m16n8k16 has it.
+__device__ __forceinline__ void product_on(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1, const float (&before)[4]) {
 #ifdef IS_BFLOAT16
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
 #else
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
 #endif
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(before[0]), "f"(before[1]), "f"(before[2]),
+        "f"(before[3]));
 }
 
 __device__ __forceinline__ float swap_lanes(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 __device__ __forceinline__ int swap_lanes(int value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
-// Words of shared memory by their address, to which the compiler would add more than one instruction.
-typedef u32 SharedAddress;
-__device__ __forceinline__ SharedAddress shared_address(const void* at) {
-  return static_cast<u32>(__cvta_generic_to_shared(at));
-}
-__device__ __forceinline__ u32 load_shared(SharedAddress at) {
-  u32 r;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at));
-  return r;
-}
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
-// Wait until the kernel before this one is done and what it wrote can be seen; then let the next one in.
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+// Wait until the kernel before this one is done and what it wrote can be seen.
 __device__ __forceinline__ void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Let the next kernel start as far as its own wait. Called before this kernel's wait, it may start while the kernel before
+// this one still runs: then it must read nothing but weights ahead of its wait, and what was written before that kernel.
+__device__ __forceinline__ void let_next_kernel_in() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
@@ -163,6 +201,11 @@ __device__ __forceinline__ float widen(u16 value) { return widen_bfloat(value); 
 __device__ __forceinline__ u16 narrow(float value) { return narrow_half(value); }
 __device__ __forceinline__ float widen(u16 value) { return widen_half(value); }
 #endif
+
+// sums += a * b, as above.
+__device__ __forceinline__ void add_product(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  product_on(sums, a, b0, b1, sums);
+}
 
 __device__ __forceinline__ u32 both(u16 first, u16 second) { return first | static_cast<u32>(second) << 16; }
 __device__ __forceinline__ u32 twice(u16 half) { return half | static_cast<u32>(half) << 16; }

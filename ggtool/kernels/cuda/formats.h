@@ -1,8 +1,19 @@
 // The ways a matrix lies in memory, and how a thread turns a segment of a row into pairs of float16.
 //
-// A format says: kSegment, the weights that a thread reads at once; load, which starts the reads; expand, which writes
-// kSegment / 2 pairs in the order of `slot`s, given where this thread's column of the table is; column, the column in W of a segment's slot; place, where in the order of
-// all slots a column is. The order of slots is whatever costs least to unpack: activations are laid down in the same order.
+// A warp multiplies sixteen rows at a time, four threads to a row, so a step of a warp is four segments of each row. A format
+// says: kSegment, the weights that a thread reads at once; load, which starts the reads; pairs, which writes the segment as
+// 16-bit pairs in the order of `slot`s; column, the column in W of a segment's slot. The order of slots is whatever costs
+// least to unpack, and activations are laid down in the same order: of eight slots that start at a multiple of eight, four
+// neighbouring columns and four others, in the same places of all eights.
+//
+// A pair may stand for weights that are still to be shifted and scaled: weight = (half - away) * scale. The shift costs
+// nothing, because all rows share it: it is one more product of the same activations, with -away (kAway). A format of
+// kGroups > 0 has as many groups of columns in a step, all of them in every segment of it, and the sums of a group are
+// multiplied by the row's scale of it; kUnit is what the sums of the others are multiplied by. Such codes are woven: a
+// group's bytes are dealt to the four threads of a row, `woven` of device_matrix.py.
+//
+// kStaged formats are copied to shared memory ahead of the wait for the kernel before, sixteen bytes a segment and, for
+// each row and step, kScaleBytes of scales. The others are read into registers.
 #pragma once
 
 #include "device.h"
@@ -16,144 +27,190 @@ struct Matrix {
   int n_rows, n_columns;
 };
 
-constexpr u32 kThousand = 0x64006400;  // 1024 twice: its last ten bits count units
+constexpr u32 kThousand = 0x64006400;   // 1024 twice: its last ten bits count units
+constexpr u32 kSmallUnits = 16777216;  // of the least float16, whose bits are a number's own, in one
 
 __device__ __forceinline__ u32 pair_of_bytes(u32 bytes, int upper) {
   return pick_bytes(bytes, kThousand >> 8, upper ? 0x4342 : 0x4140);
 }
 
+// What staged formats are read as: sixteen bytes, and the scales of a step.
+struct Staged {
+  Quad codes;
+  Duo scales;
+};
+template <int kScaleBytes>
+__device__ __forceinline__ void load_staged(Staged& raw, const Matrix& w, int row, int segment) {
+  raw.codes = load_stream(w.codes + row * w.row_bytes + segment * 16);
+  const u8* scales = w.scales + 2 * row * w.scale_stride + segment / 4 * kScaleBytes;
+#pragma unroll
+  for (int i = 0; i < kScaleBytes / 4; ++i) raw.scales.v[i] = both(load_half(scales + 4 * i), load_half(scales + 4 * i + 2));
+}
+__device__ __forceinline__ float scale_of(const Staged& raw, int group) {
+  return widen_half(static_cast<u16>(raw.scales.v[group / 2] >> group % 2 * 16));
+}
+
 // Two bytes a weight, of the type of the activations.
 struct Plain {
-  static constexpr int kSegment = 8;
-  static constexpr bool kRowScale = false, kTable = false, kNatural = true;
-  struct Raw {
-    Quad codes;
-  };
+  static constexpr int kSegment = 8, kGroups = 0, kScaleBytes = 0;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = false;
+  static constexpr float kUnit = 1;
+  using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
-    raw.codes = load_stream(w.codes + row * w.row_bytes + segment * 16);
+    load_staged<0>(raw, w, row, segment);
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[4]) {
+  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) pairs[i] = raw.codes.v[i];
+    for (int i = 0; i < 4; ++i) to[i] = raw.codes.v[i];
   }
-  __device__ static __forceinline__ int column(int segment, int slot) { return segment * kSegment + slot; }
-  __device__ static __forceinline__ int place(int column) { return column; }
+  __device__ static constexpr int column(int segment, int slot) { return segment * kSegment + slot; }
 };
 
-// int8 with one float32 scale for a row, which goes on the sum (kGroup 0), or a float16 scale for kGroup weights.
-template <int kGroup>
-struct Int8 {
-  static constexpr int kSegment = 16;
-  static constexpr bool kRowScale = kGroup == 0, kTable = false, kNatural = true;
-  struct Raw {
-    Quad codes;
-    u16 scale;
-  };
+// Bytes as so many of the least float16s.
+__device__ __forceinline__ void pairs_of_bytes(u32 codes, u32& first, u32& second) {
+  first = pick_bytes(codes, 0, 0x4140);
+  second = pick_bytes(codes, 0, 0x4342);
+}
+
+// int8, 128 more so that none is negative, with one float32 scale for a row, which goes on the sum.
+struct Int8Rows {
+  static constexpr int kSegment = 16, kGroups = 0, kScaleBytes = 0;
+  static constexpr bool kStaged = true, kRowScale = true, kTable = false, kAway = true;
+  static constexpr float kUnit = kSmallUnits;
+  using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
-    raw.codes = load_stream(w.codes + row * w.row_bytes + segment * 16);
-    if (kGroup) raw.scale = load_half(w.scales + 2 * (row * w.scale_stride + segment * kSegment / (kGroup ? kGroup : 1)));
+    load_staged<0>(raw, w, row, segment);
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[8]) {
+  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[8]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const u32 above = raw.codes.v[i / 2] ^ 0x80808080u;  // 128 more, and never negative
-      pairs[i] = sub_halves(pair_of_bytes(above, i % 2), 0x64806480u);
-      if (kGroup) pairs[i] = mul_halves(pairs[i], twice(raw.scale));
-    }
+    for (int i = 0; i < 4; ++i) pairs_of_bytes(raw.codes.v[i], to[2 * i], to[2 * i + 1]);
   }
-  __device__ static __forceinline__ int column(int segment, int slot) { return segment * kSegment + slot; }
-  __device__ static __forceinline__ int place(int column) { return column; }
+  __device__ static constexpr u32 minus_away(int) { return 0x80808080; }
+  __device__ static constexpr int column(int segment, int slot) { return segment * kSegment + slot; }
 };
 
-// Four bits a weight in groups of 32 with a float16 scale: byte j holds weights j and j + 16. The table holds what both
-// codes of a byte stand for, once for each bank of shared memory, so that no two threads of a warp meet there.
+// int8, 128 more, in groups of 32 with a float16 scale: two groups of a row are woven, eight weights of each to a thread.
+struct Int8Groups {
+  static constexpr int kSegment = 16, kGroups = 2, kScaleBytes = 4;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true;
+  static constexpr float kUnit = kSmallUnits;
+  using Raw = Staged;
+  __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
+    load_staged<kScaleBytes>(raw, w, row, segment);
+  }
+  __device__ static __forceinline__ void pairs(const Raw& raw, int group, SharedAddress, u32 (&to)[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) pairs_of_bytes(raw.codes.v[2 * group + i], to[2 * i], to[2 * i + 1]);
+  }
+  __device__ static constexpr u32 minus_away(int) { return 0x80808080; }
+  __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
+  __device__ static constexpr int column(int segment, int slot) {
+    return segment / 4 * 64 + slot / 8 * 32 + segment % 4 * 8 + slot % 8;
+  }
+};
+
+// Four bits a weight in groups of 32 with a float16 scale: byte j of a group holds weights j and j + 16, and four groups
+// are woven, a word of each to a thread. The table holds what both codes of a byte stand for, once for each bank of shared
+// memory, so that no two threads of a warp meet there.
 struct Table4 {
-  static constexpr int kSegment = 32;
-  static constexpr bool kRowScale = false, kTable = true, kNatural = false;
-  struct Raw {
-    Quad codes;
-    u16 scale;
-  };
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = true, kAway = false;
+  static constexpr float kUnit = 1;
+  using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
-    raw.codes = load_stream(w.codes + row * w.row_bytes + segment * 16);
-    raw.scale = load_half(w.scales + 2 * (row * w.scale_stride + segment));
+    load_staged<kScaleBytes>(raw, w, row, segment);
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress table, u32 (&pairs)[16]) {
-    const u32 scale = twice(raw.scale);
+  __device__ static __forceinline__ void pairs(const Raw& raw, int group, SharedAddress table, u32 (&to)[4]) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const u32 byte = pick_bytes(raw.codes.v[i / 4], 0, 0x4440 + i % 4);
-      pairs[i] = mul_halves(load_shared(table + byte * (kWarp * 4)), scale);
+    for (int i = 0; i < 4; ++i) to[i] = load_shared(table + pick_bytes(raw.codes.v[group], 0, 0x4440 + i) * (kWarp * 4));
+  }
+  __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
+  __device__ static constexpr int column(int segment, int slot) {
+    return segment / 4 * 128 + slot / 8 * 32 + segment % 4 * 4 + slot % 8 / 2 + slot % 2 * 16;
+  }
+};
+
+// The same layout for even steps from -8 to 7, which are computed: Q4_0, and int4 with a scale of an eighth. Of a pair the
+// codes are the last four bits of 1024 and more, of the next the four before those, of 64 and more.
+struct Linear4 {
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true;
+  static constexpr float kUnit = 1;
+  using Raw = Staged;
+  __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
+    load_staged<kScaleBytes>(raw, w, row, segment);
+  }
+  __device__ static __forceinline__ void pairs(const Raw& raw, int group, SharedAddress, u32 (&to)[4]) {
+    const u32 word = raw.codes.v[group], rest = word >> 8;
+    to[0] = masked_with(word, 0x000f000fu, 0x64006400u);
+    to[1] = masked_with(word, 0x00f000f0u, 0x54005400u);
+    to[2] = masked_with(rest, 0x000f000fu, 0x64006400u);
+    to[3] = masked_with(rest, 0x00f000f0u, 0x54005400u);
+  }
+  __device__ static constexpr u32 minus_away(int pair) { return pair % 2 ? 0xd480d480 : 0xe408e408; }  // -72, -1032
+  __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
+  // A pair's halves come from bytes 0 and 2, or 1 and 3; pairs are low 0 2, high 0 2, low 1 3, high 1 3.
+  __device__ static constexpr int column(int segment, int slot) {
+    const int pair = slot / 2 % 4;
+    return segment / 4 * 128 + slot / 8 * 32 + segment % 4 * 4 + pair / 2 + slot % 2 * 2 + pair % 2 * 16;
+  }
+};
+
+// Two bits a weight, digits 0, 1 and 2 for -1, 0 and 1, in groups of 64 with a float16 scale, four groups woven. A word holds
+// sixteen weights, the first eight in its lower half.
+struct Ternary {
+  static constexpr int kSegment = 64, kGroups = 4, kScaleBytes = 8;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true;
+  static constexpr float kUnit = 1;
+  using Raw = Staged;
+  __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
+    load_staged<kScaleBytes>(raw, w, row, segment);
+  }
+  __device__ static __forceinline__ void pairs(const Raw& raw, int group, SharedAddress, u32 (&to)[8]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const u32 word = raw.codes.v[group] >> 8 * i;
+      to[4 * i] = masked_with(word, 0x00030003u, 0x64006400u);
+      to[4 * i + 1] = masked_with(word, 0x000c000cu, 0x5c005c00u);
+      to[4 * i + 2] = masked_with(word, 0x00300030u, 0x54005400u);
+      to[4 * i + 3] = masked_with(word, 0x00c000c0u, 0x4c004c00u);
     }
   }
-  __device__ static __forceinline__ int column(int segment, int slot) {
-    return segment * kSegment + slot / 2 + slot % 2 * 16;
+  // One more than what each pair's bits are set in: -1025, -257, -65, -17.
+  __device__ static constexpr u32 minus_away(int pair) {
+    return pair % 4 == 0 ? 0xe401e401 : pair % 4 == 1 ? 0xdc04dc04 : pair % 4 == 2 ? 0xd410d410 : 0xcc40cc40;
   }
-  __device__ static __forceinline__ int place(int column) {
-    return column / 32 * 32 + column % 16 * 2 + column / 16 % 2;
-  }
-};
-
-// The same layout for even steps from -8 to 7, which are computed: Q4_0, and int4 with a scale of an eighth.
-struct Linear4 {
-  static constexpr int kSegment = 32;
-  static constexpr bool kRowScale = false, kTable = false, kNatural = false;
-  using Raw = Table4::Raw;
-  __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
-    Table4::load(raw, w, row, segment);
-  }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[16]) {
-    const u32 scale = twice(raw.scale);
-#pragma unroll
-    for (int word = 0; word < 4; ++word)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const u32 codes = raw.codes.v[word] >> 4 * i & 0x000f000fu;
-        pairs[4 * word + i] = mul_halves(sub_halves(codes | kThousand, 0x64086408u), scale);
-      }
-  }
-  // A pair's halves come from bytes 0 and 2, or 1 and 3; i counts low 0 2, high 0 2, low 1 3, high 1 3.
-  __device__ static __forceinline__ int column(int segment, int slot) {
-    const int i = slot / 2 % 4;
-    return segment * kSegment + slot / 8 * 4 + i / 2 + slot % 2 * 2 + i % 2 * 16;
-  }
-  __device__ static __forceinline__ int place(int column) {
-    return column / 32 * 32 + column % 16 / 4 * 8 + column % 2 * 4 + column / 16 % 2 * 2 + column % 4 / 2;
+  __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
+  __device__ static constexpr int column(int segment, int slot) {
+    return segment / 4 * 256 + slot / 16 * 64 + segment % 4 * 16 + slot % 16 / 2 + slot % 2 * 8;
   }
 };
 
-// Two bits a weight, digits from kZero below to above, groups of kGroup with a float16 scale. A word holds sixteen
-// weights, the first eight in its lower half.
-template <int kGroup, int kZero>
+// Two bits a weight, even steps from -2 to 1, groups of 32 with a float16 scale. Words as in Ternary, in their order.
 struct Linear2 {
-  static constexpr int kSegment = 64;
-  static constexpr bool kRowScale = false, kTable = false, kNatural = false;
-  static constexpr int kScales = kSegment / kGroup;
+  static constexpr int kSegment = 64, kGroups = 0, kScaleBytes = 0;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr float kUnit = 1;
   struct Raw {
     Quad codes;
-    u16 scales[kScales];
+    u16 scales[2];
   };
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
     raw.codes = load_stream(w.codes + row * w.row_bytes + segment * 16);
 #pragma unroll
-    for (int i = 0; i < kScales; ++i)
-      raw.scales[i] = load_half(w.scales + 2 * (row * w.scale_stride + segment * kScales + i));
+    for (int i = 0; i < 2; ++i) raw.scales[i] = load_half(w.scales + 2 * (row * w.scale_stride + segment * 2 + i));
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[32]) {
+  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[32]) {
 #pragma unroll
     for (int word = 0; word < 4; ++word)
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const u32 codes = raw.codes.v[word] >> 2 * i & 0x00030003u;
-        pairs[8 * word + i] =
-            mul_halves(sub_halves(codes | kThousand, kThousand + kZero * 0x10001u), twice(raw.scales[word * kScales / 4]));
+        to[8 * word + i] = mul_halves(sub_halves(codes | kThousand, kThousand + 0x00020002u), twice(raw.scales[word / 2]));
       }
   }
-  __device__ static __forceinline__ int column(int segment, int slot) {
+  __device__ static constexpr int column(int segment, int slot) {
     return segment * kSegment + slot / 16 * 16 + slot % 16 / 2 + slot % 2 * 8;
-  }
-  __device__ static __forceinline__ int place(int column) {
-    return column / 16 * 16 + column % 8 * 2 + column / 8 % 2;
   }
 };
 
@@ -162,7 +219,9 @@ struct Linear2 {
 template <bool kFive>
 struct Q45K {
   static constexpr int kSegment = 32;  // sixteen of each of two neighbouring groups
-  static constexpr bool kRowScale = false, kTable = false, kNatural = false;
+  static constexpr int kGroups = 0, kScaleBytes = 0;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr float kUnit = 1;
   static constexpr int kBlockBytes = kFive ? 176 : 144;
   struct Raw {
     Quad codes, header, fifth;
@@ -175,7 +234,7 @@ struct Q45K {
     raw.codes = load_stream(block + kBlockBytes - 128 + segment % 8 * 16);
     raw.group = segment % 8 / 2 * 2;
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[16]) {
+  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[16]) {
     const u32* packed = raw.header.v + 1;
     const float d = widen_half(static_cast<u16>(raw.header.v[0])), dmin = widen_half(static_cast<u16>(raw.header.v[0] >> 16));
     u32 scales[2], minima[2];
@@ -195,26 +254,25 @@ struct Q45K {
       for (int i = 0; i < 4; ++i) {
         u32 codes = raw.codes.v[word] >> 4 * i & 0x000f000fu;
         if (kFive) codes |= (raw.fifth.v[word] >> (i / 2 * 8 + raw.group + i % 2) & 0x00010001u) << 4;
-        pairs[4 * word + i] = fma_halves(sub_halves(codes | kThousand, kThousand), scales[i % 2], minima[i % 2]);
+        to[4 * word + i] = fma_halves(sub_halves(codes | kThousand, kThousand), scales[i % 2], minima[i % 2]);
       }
   }
-  __device__ static __forceinline__ int column(int segment, int slot) {
+  __device__ static constexpr int column(int segment, int slot) {
     const int i = slot / 2 % 4;
     return segment / 8 * 256 + segment % 8 / 2 * 64 + segment % 2 * 16 + slot / 8 * 4 + i / 2 + slot % 2 * 2 + i % 2 * 32;
-  }
-  __device__ static __forceinline__ int place(int column) {
-    return column / 64 * 64 + column / 16 % 2 * 32 + column % 16 / 4 * 8 + column % 2 * 4 + column / 32 % 2 * 2 + column % 4 / 2;
   }
 };
 using Q4K = Q45K<false>;
 using Q5K = Q45K<true>;
 
-// ggml's Q5_0 and Q5_1, low bits apart from the rest: `codes` as Linear4 has them; in `scales` a float16 scale, of Q5_1 a
+// ggml's Q5_0 and Q5_1, low bits apart from the rest: bytes as Linear4 has them, not woven; in `scales` a float16 scale, of Q5_1 a
 // float16 minimum, and 32 fifth bits, for 32 weights.
 template <bool kMinimum>
 struct Linear5 {
   static constexpr int kSegment = 32;
-  static constexpr bool kRowScale = false, kTable = false, kNatural = false;
+  static constexpr int kGroups = 0, kScaleBytes = 0;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr float kUnit = 1;
   static constexpr int kScales = kMinimum ? 4 : 3;  // of 16 bits
   struct Raw {
     Quad codes;
@@ -225,7 +283,7 @@ struct Linear5 {
 #pragma unroll
     for (int i = 0; i < kScales; ++i) raw.rest[i] = load_half(w.scales + 2 * (row * w.scale_stride + segment * kScales + i));
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[16]) {
+  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[16]) {
     const u32 scale = twice(raw.rest[0]), minimum = twice(raw.rest[1]);
     const u32 fifth = raw.rest[kScales - 2] | static_cast<u32>(raw.rest[kScales - 1]) << 16;
 #pragma unroll
@@ -235,18 +293,22 @@ struct Linear5 {
         const u32 bits = fifth >> (4 * word + i / 2 + i % 2 * 16);
         const u32 codes = (raw.codes.v[word] >> 4 * i & 0x000f000fu) | (bits & 1) << 4 | (bits & 4) << 18;
         const u32 whole = sub_halves(codes | kThousand, kMinimum ? kThousand : 0x64106410u);
-        pairs[4 * word + i] = kMinimum ? fma_halves(whole, scale, minimum) : mul_halves(whole, scale);
+        to[4 * word + i] = kMinimum ? fma_halves(whole, scale, minimum) : mul_halves(whole, scale);
       }
   }
-  __device__ static __forceinline__ int column(int segment, int slot) { return Linear4::column(segment, slot); }
-  __device__ static __forceinline__ int place(int column) { return Linear4::place(column); }
+  __device__ static constexpr int column(int segment, int slot) {
+    const int pair = slot / 2 % 4;
+    return segment * kSegment + slot / 8 * 4 + pair / 2 + slot % 2 * 2 + pair % 2 * 16;
+  }
 };
 
 // ggml's Q6_K, its parts apart so that the codes are aligned: for 256 weights `codes` has 128 bytes of low bits and 64 of
 // high ones, `scales` sixteen int8 and a float16 d.
 struct Q6K {
   static constexpr int kSegment = 32;  // eight in each of four runs of 32
-  static constexpr bool kRowScale = false, kTable = false, kNatural = false;
+  static constexpr int kGroups = 0, kScaleBytes = 0;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr float kUnit = 1;
   struct Raw {
     Duo low[2], high;
     u32 scales;
@@ -268,7 +330,7 @@ struct Q6K {
     }
     raw.d = load_half(scales + 16);
   }
-  __device__ static __forceinline__ void expand(const Raw& raw, SharedAddress, u32 (&pairs)[16]) {
+  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[16]) {
     const float d = widen_half(raw.d);
     u32 scales[4];
 #pragma unroll
@@ -282,27 +344,64 @@ struct Q6K {
       for (int run = 0; run < 4; ++run)
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper)
-          pairs[8 * word + 2 * run + upper] =
+          to[8 * word + 2 * run + upper] =
               mul_halves(sub_halves(pair_of_bytes(codes[run], upper), 0x64206420u), scales[run]);
     }
   }
-  __device__ static __forceinline__ int column(int segment, int slot) {
+  __device__ static constexpr int column(int segment, int slot) {
     return segment / 8 * 256 + segment % 8 / 4 * 128 + segment % 4 * 8 + slot / 16 * 4 + slot % 16 / 4 * 32 + slot % 4;
-  }
-  __device__ static __forceinline__ int place(int column) {
-    return column / 128 * 128 + column % 32 / 8 * 32 + column % 8 / 4 * 16 + column / 32 % 4 * 4 + column % 4;
   }
 };
 
-__device__ __forceinline__ int segments(int n_columns, int segment) { return divide_up(n_columns, segment); }
 
-// Room for a table in shared memory: 256 pairs, each 32 times.
-constexpr int kTableBytes = 256 * kWarp * 4;
+// Segments of a row: of woven codes whole steps.
+template <class Format>
+__device__ __forceinline__ int segments(int n_columns) {
+  return Format::kGroups ? 4 * divide_up(n_columns, 4 * Format::kSegment) : divide_up(n_columns, Format::kSegment);
+}
 
-// Where a thread's column of the table is.
-__device__ __forceinline__ SharedAddress own_column(const u32* table) { return shared_address(table + lane()); }
+// Pairs of a set: of a group's part of a segment, or of a whole one.
+template <class Format>
+constexpr int kPairs = Format::kSegment / 2 / (Format::kGroups ? Format::kGroups : 1);
 
-// Fill the table of pairs, by all threads; they meet before it is read.
+// What a format does not have is nothing.
+template <class Format>
+__device__ constexpr u32 minus_away_of(int pair) {
+  if constexpr (Format::kAway)
+    return Format::minus_away(pair);
+  else
+    return 0;
+}
+template <class Format>
+__device__ __forceinline__ float scale_of_set(const typename Format::Raw& raw, int set) {
+  if constexpr (Format::kGroups > 0)
+    return Format::scale(raw, set);
+  else
+    return 1;
+}
+
+// The weights of a segment, as floats in the order of slots: for `embed` and `widen_rows`. Row scales are not in them.
+template <class Format>
+__device__ __forceinline__ void expand(const typename Format::Raw& raw, SharedAddress table, float (&to)[Format::kSegment]) {
+  constexpr int kSets = Format::kGroups ? Format::kGroups : 1;
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+    u32 some[kPairs<Format>];
+    Format::pairs(raw, set, table, some);
+    const float scale = Format::kUnit * scale_of_set<Format>(raw, set);
+#pragma unroll
+    for (int i = 0; i < kPairs<Format>; ++i) {
+      const u32 minus = minus_away_of<Format>(i);
+      to[2 * (set * kPairs<Format> + i)] = (low(some[i]) + low(minus)) * scale;
+      to[2 * (set * kPairs<Format> + i) + 1] = (high(some[i]) + high(minus)) * scale;
+    }
+  }
+}
+
+// A table of pairs in shared memory: 256 of them, each 32 times.
+constexpr int kTableWords = 256 * kWarp;
+
+// Fill the table, by all threads; they meet before it is read.
 __device__ __forceinline__ void fill_table(u32* table, const float* values) {
   for (int byte = thread(); byte < 256; byte += blockDim.x) {
     const u32 pair = narrow_half(values[byte % 16]) | static_cast<u32>(narrow_half(values[byte / 16])) << 16;

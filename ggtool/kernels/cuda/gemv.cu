@@ -1,9 +1,9 @@
 // y = epilogue(W @ norm(x)) for one to sixteen texts, W packed or float: the kernel that decoding spends its time in.
 //
-// A warp goes along TILES tiles of eight rows of W; a thread holds a segment of a row, unpacks it to float16 and
+// A warp goes along TILES tiles of sixteen rows of W; a thread holds a segment of two rows, unpacks it to float16 and
 // multiplies on the tensor cores with sums in float32. KSPLIT warps share the columns of a tile, ROW_GROUPS of them
-// are in a block. The first UNROLL segments are under way before the kernel waits for the one before it, since weights
-// do not depend on it. Constants: FORMAT, TILES, KSPLIT, ROW_GROUPS, UNROLL, QUADS, NORM, EPILOGUE, BATCHED.
+// are in a block. The first UNROLL steps are under way before the kernel waits for the one before it, since weights
+// do not depend on it. Constants: FORMAT, TILES, KSPLIT, ROW_GROUPS, UNROLL, UNITS, NORM, EPILOGUE, BATCHED.
 #include "activations.h"
 
 enum Epilogue {
@@ -27,17 +27,28 @@ struct Product {
   int n_texts, n_slots, y_stride, gate_rows;
 };
 
+using Format = FORMAT;
+
 constexpr int kWarps = KSPLIT * ROW_GROUPS;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kTileRows = 8;
+// Threads of a processor that registers are to suffice for: more of them hide more waiting, until registers spill.
+constexpr int kResidentThreads = TILES == 1 && !BATCHED && Format::kStaged ? 768 : 512;
+constexpr int kResident = kResidentThreads / kThreads ? kResidentThreads / kThreads : 1;
+constexpr int kTileRows = 16;
 constexpr bool kGated = EPILOGUE == kSwiGlu;
-constexpr int kOutTiles = kGated ? TILES / 2 : TILES;              // tiles of y that a warp makes
+constexpr int kTileOut = kGated ? 8 : kTileRows;                   // results of a tile: of a gated one a row and its factor's
 constexpr int kBlockRows = ROW_GROUPS * TILES * kTileRows;         // rows of W of a block
-constexpr int kBlockOut = ROW_GROUPS * kOutTiles * kTileRows;      // rows of y of a block
+constexpr int kBlockOut = ROW_GROUPS * TILES * kTileOut;           // results of a block
 constexpr int kTexts = BATCHED ? 16 : 1;
+constexpr int kProducts = BATCHED ? 2 : 1;                         // of eight columns each
+constexpr int kApart = 32;                                         // from the end of a row to its rest: other banks
 
-using Format = FORMAT;
-constexpr int kQuads = Format::kSegment / 4;  // of activations that go with a segment: sixteen bytes for four weights
+constexpr int kZeroQuads = BATCHED ? 0 : 4 * Format::kSegment / 8;  // what the other columns are read from
+constexpr int kSegmentQuads = Format::kSegment / 8;                // of activations that go with a segment
+constexpr int kSets = Format::kGroups ? Format::kGroups : 1;
+constexpr int kSetQuads = kSegmentQuads / kSets;
+constexpr int kQuadsOfTile = 2 * kWarp;                            // of codes in a step
+constexpr int kStageBytes = TILES * (kQuadsOfTile * 16 + kTileRows * Format::kScaleBytes);  // of a warp and step
 
 __device__ __forceinline__ float activated(float sum, float gate_up) {
   if (EPILOGUE == kGelu) {
@@ -48,96 +59,287 @@ __device__ __forceinline__ float activated(float sum, float gate_up) {
   return sum;
 }
 
-// The row of W behind row i of the sums of this block.
-__device__ __forceinline__ int row_of(const Product& p, int i) {
-  const int tile = i / kTileRows % TILES, group = i / kTileRows / TILES;
-  const int first = (blockIdx.x * ROW_GROUPS + group) * kOutTiles * kTileRows + i % kTileRows;
-  return tile < kOutTiles ? first + tile * kTileRows : first + (tile - kOutTiles) * kTileRows + p.gate_rows;
-}
+// The first and second row of W that this thread reads of a tile.
+struct Rows {
+  int of[2];
+};
 
-extern "C" __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ Product p) {
+// The steps of a warp that are under way, in shared memory: each thread reads what it copied, of scales its neighbours'.
+template <class Format, bool kStaged = Format::kStaged>
+class Stages {
+ public:
+  static constexpr int kSlot = kStageBytes;  // from one step's place to the next's
+  __device__ __forceinline__ Stages(const Matrix& w, const Rows (&rows)[TILES], int n_segments, u8* room)
+      : room_(shared_address(room)), part_(lane() % 4), segment_(warp() % KSPLIT * 4 + lane() % 4), n_segments_(n_segments) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) codes_[tile][half] = w.codes + rows[tile].of[half] * w.row_bytes + segment_ * 16;
+      const int row = part_ % 2 ? rows[tile].of[1] : rows[tile].of[0];
+      scales_[tile] = w.scales + 2 * row * w.scale_stride + segment_ / 4 * Format::kScaleBytes;
+    }
+  }
+  // Start reading the next step; zeros beyond the last segment.
+  __device__ __forceinline__ void fetch(int slot, int) {
+    if (segment_ - part_ < n_segments_) {
+      const SharedAddress stage = room_ + slot + lane() * 16;
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const SharedAddress to = stage + (tile * 2 + half) * kWarp * 16;
+          if (Format::kGroups)
+            copy_stream(to, codes_[tile][half]);
+          else
+            copy_stream_or_zeros(to, codes_[tile][half], segment_ < n_segments_);
+        }
+      }
+      if (Format::kScaleBytes > 0 && part_ < 2) {
+        const SharedAddress to = room_ + slot + TILES * kQuadsOfTile * 16 + (part_ * 8 + lane() / 4) * Format::kScaleBytes;
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile)
+          copy_few<Format::kScaleBytes ? Format::kScaleBytes : 4>(to + tile * kTileRows * Format::kScaleBytes, scales_[tile]);
+      }
+    }
+    end_copies();
+    segment_ += KSPLIT * 4;
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) codes_[tile][half] += KSPLIT * 64;
+      scales_[tile] += KSPLIT * Format::kScaleBytes;
+    }
+  }
+  __device__ __forceinline__ void await() {
+    keep_copies_under_way<UNROLL - 1>();
+    if (Format::kScaleBytes > 0) sync_warp();
+  }
+  __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int tile, int half) const {
+    raw.codes = load_shared_quad(room_ + slot + lane() * 16 + (tile * 2 + half) * kWarp * 16);
+    const SharedAddress at = room_ + slot + lane() / 4 * Format::kScaleBytes + TILES * kQuadsOfTile * 16 +
+                             (tile * kTileRows + half * 8) * Format::kScaleBytes;
+#pragma unroll
+    for (int i = 0; i < Format::kScaleBytes / 4; ++i) raw.scales.v[i] = load_shared(at + 4 * i);
+  }
+  // Nobody reads this step's scales any more.
+  __device__ __forceinline__ void release() {
+    if (Format::kScaleBytes > 0) sync_warp();
+  }
+
+ private:
+  const u8 *codes_[TILES][2], *scales_[TILES];  // of the step to be fetched next
+  const SharedAddress room_;
+  const int part_;
+  int segment_;
+  const int n_segments_;
+};
+
+// The same in registers.
+template <class Format>
+class Stages<Format, false> {
+ public:
+  static constexpr int kSlot = 1;
+  __device__ __forceinline__ Stages(const Matrix& w, const Rows (&rows)[TILES], int n_segments, u8*)
+      : w_(w), n_segments_(n_segments) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) rows_[tile] = rows[tile];
+  }
+  __device__ __forceinline__ void fetch(int slot, int step) {
+    if (step * 4 >= n_segments_) return;
+    const int part = lane() % 4, segment = step * 4 + part < n_segments_ ? step * 4 + part : n_segments_ - 1;
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) Format::load(raw_[slot][tile][half], w_, rows_[tile].of[half], segment);
+  }
+  __device__ __forceinline__ void await() {}
+  __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int tile, int half) const { raw = raw_[slot][tile][half]; }
+  __device__ __forceinline__ void release() {}
+
+ private:
+  const Matrix& w_;
+  const int n_segments_;
+  Rows rows_[TILES];
+  typename Format::Raw raw_[UNROLL][TILES][2];
+};
+
+// The activations that go with eight slots of this thread: as first column of the tensor cores' product the text, as second its
+// rest, and zeros as the others (one text); or eight texts and, as another product, eight more or what their rounding left.
+class Inputs {
+ public:
+  __device__ __forceinline__ Inputs(const Product& p, const u16* own_rows, const Quad* zeros) {
+    const int column = lane() / 4, part = lane() % 4;
+    if (BATCHED) {
+      rows_ = reinterpret_cast<const Quad*>(p.rows + static_cast<i64>(column) * 2 * p.n_slots) + part;
+      second_ = p.n_slots / 8;
+    } else {
+      own_ = column < 2 ? shared_address(own_rows + (column == 1 ? p.n_slots + kApart : 0) + part * 8) : shared_address(zeros);
+      second_ = column < 2 ? kStepQuads * 16 : 0;
+    }
+  }
+  __device__ __forceinline__ void read(Quad (&x)[kSegmentQuads][kProducts], int step) const {
+#pragma unroll
+    for (int i = 0; i < kSegmentQuads; ++i) {
+      if (BATCHED) {
+#pragma unroll
+        for (int j = 0; j < kProducts; ++j) x[i][j] = rows_[j * second_ + step * kStepQuads + i * 4];
+      } else {
+        x[i][0] = load_shared_quad(own_ + step * second_ + i * 4 * 16);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kStepQuads = 4 * kSegmentQuads;
+  const Quad* rows_;
+  SharedAddress own_;
+  int second_;  // Quads to the second product's, or bytes to the next step's
+};
+
+extern "C" __global__ void __launch_bounds__(kThreads, kResident) gemv(const __grid_constant__ Product p) {
+  __shared__ u32 table[Format::kTable ? kTableWords : 1];
   SHARED_BYTES(shared);
   float* sums = reinterpret_cast<float*>(shared);  // (KSPLIT, kBlockRows, kTexts)
   float* room = sums + KSPLIT * kBlockRows * kTexts;
-  u32* table = reinterpret_cast<u32*>(room + 2 * kWarp);
-  Quad* zeros = reinterpret_cast<Quad*>(table + (Format::kTable ? kTableBytes / 4 : 0));
-  u16* own_rows = reinterpret_cast<u16*>(zeros + kQuads);
+  Quad* zeros = reinterpret_cast<Quad*>(room + 2 * kWarp);
+  u8* stages_room = reinterpret_cast<u8*>(zeros + kZeroQuads);
+  u16* own_rows = reinterpret_cast<u16*>(stages_room + (Format::kStaged ? kWarps * UNROLL * kStageBytes : 0));
 
   const int k_slice = warp() % KSPLIT, row_group = warp() / KSPLIT;
   const int in_tile = lane() / 4, part = lane() % 4;
-  const int n_segments = segments(p.w.n_columns, Format::kSegment), n_steps = divide_up(n_segments, 4);
+  const int n_segments = segments<Format>(p.w.n_columns), n_steps = divide_up(n_segments, 4);
   const int n_out = kGated ? p.gate_rows : p.w.n_rows;
-  int rows[TILES];
+  Rows rows[TILES];
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
-    const int row = row_of(p, (row_group * TILES + tile) * kTileRows + in_tile);
-    rows[tile] = row < p.w.n_rows ? row : p.w.n_rows - 1;
+    const int first = blockIdx.x * kBlockOut + (row_group * TILES + tile) * kTileOut + in_tile;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + half * (kGated ? p.gate_rows : 8);
+      rows[tile].of[half] = row < p.w.n_rows ? row : p.w.n_rows - 1;
+    }
   }
-  typename Format::Raw raw[UNROLL][TILES];
-  const auto fetch = [&](int slot, int step) {
-    // Beyond the last segment the last one again: activations are zero there.
-    const int segment = step * 4 + part < n_segments ? step * 4 + part : n_segments - 1;
+  using Steps = Stages<Format>;
+  Steps stages(p.w, rows, n_segments, stages_room + warp() * UNROLL * kStageBytes);
 #pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) Format::load(raw[slot][tile], p.w, rows[tile], segment);
-  };
-#pragma unroll
-  for (int slot = 0; slot < UNROLL; ++slot)
-    if (k_slice + slot * KSPLIT < n_steps) fetch(slot, k_slice + slot * KSPLIT);
+  for (int slot = 0; slot < UNROLL; ++slot) stages.fetch(slot * Steps::kSlot, k_slice + slot * KSPLIT);
   if (Format::kTable) fill_table(table, p.w.values);
-  if (!BATCHED && thread() < kQuads) zeros[thread()] = Quad{};
+  if (thread() < kZeroQuads) zeros[thread()] = Quad{};
   // What the first of this thread's results needs besides its sum.
   const int my_row = thread() < kBlockOut ? blockIdx.x * kBlockOut + thread() : n_out;
   const bool is_mine = !BATCHED && my_row < n_out;
   const float my_bias = is_mine && p.bias ? p.bias[my_row] : 0.0f;
-  Layer<Format, NORM, NORM == kRmsNorm, kThreads, QUADS> layer(p.norm, p.w.n_columns);
+  Layer<Format, NORM, NORM == kRmsNorm, kThreads, UNITS> layer(p.norm, p.w.n_columns, p.n_slots);
 
   wait_for_kernel_before();
+  let_next_kernel_in();
   const float my_residual = EPILOGUE == kAdd && is_mine ? load_fresh(p.y + my_row) : 0.0f;
-  if (!BATCHED) layer.lay_down(p.x, p.n_slots, own_rows, kBoth, room);
+  if (!BATCHED) layer.lay_down(p.x, own_rows, p.n_slots + kApart, kBoth, room);
   sync_block();
   const float factor = !BATCHED && NORM == kRmsNorm ? layer.factor(room) : 1.0f;
 
-  const bool is_laid = BATCHED || in_tile == 0;
-  const int stride = is_laid ? 1 : 0;
-  const Quad* laid = BATCHED ? reinterpret_cast<const Quad*>(p.rows) + in_tile * (p.n_slots / 4) : reinterpret_cast<const Quad*>(own_rows);
-  const Quad* mine = is_laid ? laid + part * kQuads : zeros;
-
-  const SharedAddress column = own_column(table);
-  float totals[TILES][4] = {};
-  for (int first = k_slice; first < n_steps; first += UNROLL * KSPLIT) {
+  const SharedAddress column = shared_address(table + (Format::kTable ? lane() : 0));  // of the table, this thread's
+  const Inputs inputs(p, own_rows, zeros);
+  // Two sums in turn where all of a row goes into one, so that a product need not wait for the one before.
+  constexpr int kTurns = Format::kGroups ? 1 : 2;
+  float totals[TILES][kProducts][kTurns][4] = {}, shifts[kProducts][4] = {};
+  const auto along = [&](int slot, int step) {
+    stages.await();
+    Quad x[kSegmentQuads][kProducts];
+    inputs.read(x, step);
+    float shift[kSets][kProducts][4] = {};
+    if constexpr (Format::kAway) {
 #pragma unroll
-    for (int slot = 0; slot < UNROLL; ++slot) {
-      const int step = first + slot * KSPLIT;
-      if (step >= n_steps) break;
-      // The activations of this thread's segment: rows in_tile and in_tile + 8, and of one text zeros but for the first.
-      Quad x[kQuads];
+      for (int set = 0; set < kSets; ++set)
 #pragma unroll
-      for (int i = 0; i < kQuads; ++i) x[i] = mine[step * 4 * kQuads * stride + i];
+        for (int i = 0; i < 2 * kSetQuads; ++i) {
+          const u32 even = minus_away_of<Format>(2 * i), odd = minus_away_of<Format>(2 * i + 1);
+          const u32 away[4] = {even, even, odd, odd};
 #pragma unroll
-      for (int tile = 0; tile < TILES; ++tile) {
-        u32 pairs[Format::kSegment / 2];
-        Format::expand(raw[slot][tile], column, pairs);
+          for (int j = 0; j < kProducts; ++j) {
+            const Quad& quad = x[set * kSetQuads + i / 2][j];
+            add_product(Format::kGroups ? shift[set][j] : shifts[j], away, quad.v[i % 2 * 2], quad.v[i % 2 * 2 + 1]);
+          }
+        }
+    }
 #pragma unroll
-        for (int i = 0; i < Format::kSegment / 4; ++i) {
-          add_product(totals[tile], x[i].v, pairs[2 * i], pairs[2 * i + 1]);
+    for (int tile = 0; tile < TILES; ++tile) {
+      typename Format::Raw raw[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) stages.read(raw[half], slot, tile, half);
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+        u32 pairs[2][kPairs<Format>];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) Format::pairs(raw[half], set, column, pairs[half]);
+#pragma unroll
+        for (int j = 0; j < kProducts; ++j) {
+          float group[4];
+#pragma unroll
+          for (int i = 0; i < 2 * kSetQuads; ++i) {
+            const u32 a[4] = {pairs[0][2 * i], pairs[1][2 * i], pairs[0][2 * i + 1], pairs[1][2 * i + 1]};
+            const Quad& quad = x[set * kSetQuads + i / 2][j];
+            const u32 b0 = quad.v[i % 2 * 2], b1 = quad.v[i % 2 * 2 + 1];
+            if constexpr (Format::kGroups > 0) {
+              product_on(group, a, b0, b1, i ? group : shift[set][j]);
+            } else {
+              add_product(totals[tile][j][i % kTurns], a, b0, b1);
+            }
+          }
+          if constexpr (Format::kGroups > 0) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const float scale = scale_of_set<Format>(raw[half], set);
+#pragma unroll
+              for (int i = 0; i < 2; ++i) totals[tile][j][0][2 * half + i] += scale * group[2 * half + i];
+            }
+          }
         }
       }
-      if (step + UNROLL * KSPLIT < n_steps) fetch(slot, step + UNROLL * KSPLIT);
+    }
+    stages.release();
+    stages.fetch(slot, step + UNROLL * KSPLIT);
+  };
+  if constexpr (Format::kStaged) {
+    int slot = 0;
+#pragma unroll 1
+    for (int step = k_slice; step < n_steps; step += KSPLIT) {
+      along(slot, step);
+      slot = slot + Steps::kSlot == UNROLL * Steps::kSlot ? 0 : slot + Steps::kSlot;
+    }
+  } else {
+    for (int first = k_slice; first < n_steps; first += UNROLL * KSPLIT) {
+#pragma unroll
+      for (int slot = 0; slot < UNROLL; ++slot)
+        if (first + slot * KSPLIT < n_steps) along(slot, first + slot * KSPLIT);
     }
   }
 
-  // totals[0], [1]: text lane / 4, rows 2 * part and the next; totals[2], [3]: eight texts further, or what rounding left.
-  const bool is_split = !BATCHED || p.n_texts <= 8;
+  // totals[..][0], [1]: row lane / 4, columns 2 * part and the next; totals[..][2], [3]: the same of eight rows below.
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float* to = sums + ((k_slice * kBlockRows + (row_group * TILES + tile) * kTileRows + 2 * part + i) * kTexts);
-      if (is_split) {
-        if (in_tile < kTexts) to[in_tile] = totals[tile][i] + totals[tile][i + 2];
+    for (int half = 0; half < 2; ++half) {
+      float* to = sums + (k_slice * kBlockRows + (row_group * TILES + tile) * kTileRows + half * 8 + in_tile) * kTexts;
+      float found[kProducts][2];
+#pragma unroll
+      for (int j = 0; j < kProducts; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          found[j][i] = totals[tile][j][0][2 * half + i];
+          if (kTurns > 1) found[j][i] += totals[tile][j][kTurns - 1][2 * half + i];
+          if (Format::kAway && !Format::kGroups) found[j][i] += shifts[j][2 * half + i];
+          found[j][i] *= Format::kUnit;
+        }
+      if (!BATCHED) {
+        if (part == 0) to[0] = found[0][0] + found[0][1];
       } else {
-        to[in_tile] = totals[tile][i];
-        to[in_tile + 8] = totals[tile][i + 2];
+        const bool is_split = p.n_texts <= 8;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          to[2 * part + i] = found[0][i] + (is_split ? found[kProducts - 1][i] : 0.0f);
+          to[2 * part + i + 8] = found[kProducts - 1][i];
+        }
       }
     }
   sync_block();
@@ -146,12 +348,12 @@ extern "C" __global__ void __launch_bounds__(kThreads) gemv(const __grid_constan
   for (int i = thread(); i < n_results; i += kThreads) {
     const int text = i / kBlockOut, out = i % kBlockOut;
     const int row = blockIdx.x * kBlockOut + out;
-    const int at = out / (kOutTiles * kTileRows) * TILES * kTileRows + out % (kOutTiles * kTileRows);
+    const int at = out / kTileOut * kTileRows + out % kTileOut;
     float sum = 0, up = 0;
 #pragma unroll
     for (int k = 0; k < KSPLIT; ++k) {
       sum += sums[(k * kBlockRows + at) * kTexts + text];
-      if (kGated) up += sums[(k * kBlockRows + at + kOutTiles * kTileRows) * kTexts + text];
+      if (kGated) up += sums[(k * kBlockRows + at + kTileOut) * kTexts + text];
     }
     if (row >= n_out) continue;
     sum *= factor, up *= factor;

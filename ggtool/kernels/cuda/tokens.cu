@@ -1,6 +1,6 @@
 // What happens around the layers: a token's row of the table, activations laid down for several texts, the next token.
 //
-// Constants: FORMAT of the table (embed) or of the product that follows (prepare); NORM, THREADS and QUADS of prepare.
+// Constants: FORMAT of the table (embed) or of the product that follows (prepare); NORM, THREADS and UNITS of prepare.
 #include "activations.h"
 
 using Format = FORMAT;
@@ -16,26 +16,25 @@ struct Embedding {
 
 // Block (i, text): the segments from i * blockDim on of a text's token.
 extern "C" __global__ void embed(const __grid_constant__ Embedding p) {
-  SHARED_BYTES(shared);
-  u32* table = reinterpret_cast<u32*>(shared);
+  __shared__ u32 table[Format::kTable ? kTableWords : 1];
   if (Format::kTable) fill_table(table, p.w.values);
   wait_for_kernel_before();
+  let_next_kernel_in();
   sync_block();
   const int segment = blockIdx.x * blockDim.x + thread(), text = blockIdx.y;
-  if (segment >= segments(p.w.n_columns, Format::kSegment)) return;
+  if (segment >= segments<Format>(p.w.n_columns)) return;
   const int token = load_fresh(p.tokens + text);
   const float* place = p.positions ? p.positions + static_cast<i64>(load_fresh(p.position)) * p.w.n_columns : nullptr;
   const float scale = Format::kRowScale ? p.row_scales[token] : 1.0f;
   typename Format::Raw raw;
-  u32 pairs[Format::kSegment / 2];
+  float weights[Format::kSegment];
   Format::load(raw, p.w, token, segment);
-  Format::expand(raw, own_column(table), pairs);
+  expand<Format>(raw, shared_address(table + (Format::kTable ? lane() : 0)), weights);
 #pragma unroll
   for (int slot = 0; slot < Format::kSegment; ++slot) {
     const int column = Format::column(segment, slot);
-    const float value = scale * (slot % 2 ? high(pairs[slot / 2]) : low(pairs[slot / 2]));
     if (column < p.w.n_columns)
-      p.x[static_cast<i64>(text) * p.w.n_columns + column] = value + (place ? place[column] : 0.0f);
+      p.x[static_cast<i64>(text) * p.w.n_columns + column] = scale * weights[slot] + (place ? place[column] : 0.0f);
   }
 }
 
@@ -48,23 +47,20 @@ struct Widening {
 
 // Block (i, row): as `embed`, but of a matrix's rows, to the type of the activations.
 extern "C" __global__ void widen_rows(const __grid_constant__ Widening p) {
-  SHARED_BYTES(shared);
-  u32* table = reinterpret_cast<u32*>(shared);
+  __shared__ u32 table[Format::kTable ? kTableWords : 1];
   if (Format::kTable) fill_table(table, p.w.values);
   sync_block();
   const int segment = blockIdx.x * blockDim.x + thread(), row = blockIdx.y;
-  if (segment >= segments(p.w.n_columns, Format::kSegment)) return;
+  if (segment >= segments<Format>(p.w.n_columns)) return;
   const float scale = Format::kRowScale ? p.row_scales[p.first_row + row] : 1.0f;
   typename Format::Raw raw;
-  u32 pairs[Format::kSegment / 2];
+  float weights[Format::kSegment];
   Format::load(raw, p.w, p.first_row + row, segment);
-  Format::expand(raw, own_column(table), pairs);
+  expand<Format>(raw, shared_address(table + (Format::kTable ? lane() : 0)), weights);
 #pragma unroll
   for (int slot = 0; slot < Format::kSegment; ++slot) {
     const int column = Format::column(segment, slot);
-    const u16 half = static_cast<u16>(slot % 2 ? pairs[slot / 2] >> 16 : pairs[slot / 2]);
-    if (column < p.w.n_columns)
-      p.to[static_cast<i64>(row) * p.w.n_columns + column] = Format::kRowScale ? narrow(scale * widen(half)) : half;
+    if (column < p.w.n_columns) p.to[static_cast<i64>(row) * p.w.n_columns + column] = narrow(scale * weights[slot]);
   }
 }
 
@@ -78,11 +74,12 @@ struct Preparation {
 // Block `text`: its rows for a BATCHED product.
 extern "C" __global__ void prepare(const __grid_constant__ Preparation p) {
   __shared__ float room[2 * kWarp];
-  Layer<Format, NORM, false, THREADS, QUADS> layer(p.norm, p.n_columns);
+  Layer<Format, NORM, false, THREADS, UNITS> layer(p.norm, p.n_columns, p.n_slots);
   wait_for_kernel_before();
+  let_next_kernel_in();
   const int text = blockIdx.x;
   u16* rows = p.rows + static_cast<i64>(text % 8) * 2 * p.n_slots;
-  layer.lay_down(p.x + static_cast<i64>(text) * p.n_columns, p.n_slots, rows,
+  layer.lay_down(p.x + static_cast<i64>(text) * p.n_columns, rows, p.n_slots,
                  p.n_texts <= 8 ? kBoth : text < 8 ? kFirst : kSecond, room);
 }
 
@@ -100,6 +97,7 @@ extern "C" __global__ void choose(const __grid_constant__ Choice p) {
   __shared__ float values[kWarp];
   __shared__ int indices[kWarp];
   wait_for_kernel_before();
+  let_next_kernel_in();
   const int position = load_fresh(p.position);
   for (int text = 0; text < p.n_texts; ++text) {
     Best best{kLowest, 0x7fffffff};
