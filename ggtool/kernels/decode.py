@@ -213,9 +213,7 @@ def product(
             KSPLIT=shape.k_split,
             ROW_GROUPS=shape.row_groups,
             UNROLL=shape.unroll,
-            UNITS=1
-            if is_batched
-            else _units(w, shape.n_threads, norm, is_deferred=norm.kind == "rms"),
+            UNITS=1 if is_batched else _units(w, shape.n_threads, norm, is_deferred=norm.kind == "rms"),
             NORM=0 if is_batched else _NORMS[norm.kind],
             EPILOGUE=_EPILOGUES[epilogue],
             BATCHED=int(is_batched),
@@ -311,7 +309,9 @@ def attention(
     counters: int32 zeros, one for each text and head. position: int32 (1,).
     """
     n_texts, n_ctx = cache.shape[1], cache.shape[3]
-    n_warps, n_at_once = 8, heads.at_once(n_texts, launcher.n_processors)
+    n_at_once = heads.at_once(n_texts, launcher.n_processors)
+    # Few blocks are waited for, so each of them takes as many positions at once as it can.
+    n_warps = 8 if n_at_once > 2 else 16
     name = KernelName(
         "attention.cu",
         "attention",

@@ -43,7 +43,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "Linear2": Layout(64),
         "Linear5<0>": Layout(32),
         "Linear5<1>": Layout(32),
-        "Q4K": Layout(32),
+        "Q4K": Layout(32, is_staged=True, scale_bytes=16),
         "Q5K": Layout(32),
         "Q6K": Layout(32),
     }
@@ -62,7 +62,6 @@ _OLD_TYPES: Mapping[str, tuple[str, int, int]] = MappingProxyType(
         "Q5_1": ("Linear5<1>", 24, 8),
     }
 )
-_K_TYPES: Mapping[str, str] = MappingProxyType({"Q4_K": "Q4K", "Q5_K": "Q5K"})
 
 
 class MatrixArguments(ctypes.Structure):
@@ -176,9 +175,7 @@ def of_operand(w: Operand) -> DeviceMatrix | None:
     if form == INT8_ROWS:
         if shape[1] % _QUADS:
             return None
-        return DeviceMatrix(
-            "Int8Rows", shape, _above_zero(codes), row_scales=scales.float().contiguous()
-        )
+        return DeviceMatrix("Int8Rows", shape, _above_zero(codes), row_scales=scales.float().contiguous())
     if form.kind == Kind.INT8_GROUPS and form.group in (32, 64):
         scales = scales.repeat_interleave(form.group // 32, 1)
         return _woven("Int8Groups", shape, _above_zero(codes.flatten(1)), scales)
@@ -221,8 +218,14 @@ def of_gguf(type_name: str, data: Tensor, shape: tuple[int, int]) -> DeviceMatri
         if LAYOUTS[layout].is_staged:
             return _woven(layout, shape, codes, scales, values)
         return DeviceMatrix(layout, shape, codes, scales)
-    if type_name in _K_TYPES:
-        return DeviceMatrix(_K_TYPES[type_name], shape, data.view(n_rows, -1))
+    if type_name == "Q5_K":
+        return DeviceMatrix("Q5K", shape, data.view(n_rows, -1))
+    if type_name == "Q4_K":
+        blocks = data.view(n_rows, n_columns // _SUPER_BLOCK, 144)
+        scales = blocks[..., :16].contiguous().view(torch.float16).view(n_rows, -1)
+        # Two runs of 32 bytes, eight of each to a thread.
+        dealt = blocks[..., 16:].reshape(n_rows, -1, 2, 4, 8).transpose(2, 3)
+        return DeviceMatrix("Q4K", shape, dealt.reshape(n_rows, -1), scales)
     if type_name == "Q6_K":
         blocks = data.view(n_rows, n_columns // _SUPER_BLOCK, 210)
         scales = blocks[..., 192:].contiguous().view(torch.float16).view(n_rows, -1)

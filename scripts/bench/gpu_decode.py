@@ -30,6 +30,7 @@ from random_models import FORMATS, SIZES, Sizes, random_model
 
 from ggtool.backends.engine.prompt import forward, head_logits
 from ggtool.backends.engine.step import Graphs, Steps
+from ggtool.errors import MeasureError
 from ggtool.kernels.nvrtc import GpuLauncher, architecture
 
 N_TOKENS = 32
@@ -45,6 +46,7 @@ class Contestant:
     make: Callable[[int], None]
     weights_bytes: int
     allocated_bytes: int
+    is_finite: Callable[[], bool] = lambda: True
 
 
 @functools.cache
@@ -81,7 +83,10 @@ def engine(sizes: Sizes, name: str, n_texts: int, n_ctx: int) -> Contestant:
         for _ in range(N_TOKENS // 8):
             graphs.replay(8, steps.n_runs(context + N_TOKENS))
 
-    return Contestant(f"ggtool {name}", make, model.weights_bytes, torch.cuda.memory_allocated() - before)
+    return Contestant(
+        f"ggtool {name}", make, model.weights_bytes, torch.cuda.memory_allocated() - before,
+        is_finite=lambda: bool(steps.logits.isfinite().all()),
+    )  # fmt: skip
 
 
 def transformers_model(sizes: Sizes, n_ctx: int) -> Any:
@@ -204,6 +209,8 @@ def attempted(
             print(
                 f"{sizes.name} {made.name}, {n_texts} texts after {context}: {alone:.4f} ms", file=sys.stderr
             )
+        if not made.is_finite():
+            raise MeasureError("a logit is not finite")
     except Exception as error:  # noqa: BLE001 - whatever ails a peer, the others go on
         said = str(error).splitlines() or [""]
         print(f"{sizes.name} {name}: {type(error).__name__}: {said[0]}", file=sys.stderr)

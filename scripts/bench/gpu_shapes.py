@@ -38,7 +38,14 @@ class Task:
     """One product: its weights several times over, and what it reads and writes."""
 
     def __init__(
-        self, layout: str, n_rows: int, n_columns: int, epilogue: str, *, is_batched: bool, is_gated_model: bool
+        self,
+        layout: str,
+        n_rows: int,
+        n_columns: int,
+        epilogue: str,
+        *,
+        is_batched: bool,
+        is_gated_model: bool,
     ) -> None:
         self.epilogue, self.is_batched = epilogue, is_batched
         first = random_matrix(layout, n_rows, n_columns)

@@ -87,7 +87,7 @@ def layout_of(sizes: Sizes, name: str, product: str, layer: int) -> str:
 
 
 def random_matrix(layout: str, n_rows: int, n_columns: int, device: str = "cuda") -> DeviceMatrix:
-    """Return random weights of about 0.02."""
+    """Return random weights of about 0.02, no more above zero than below: what all share would grow from layer to layer."""
     shape = (n_rows, n_columns)
 
     def random_bytes(n: int) -> torch.Tensor:
@@ -96,30 +96,40 @@ def random_matrix(layout: str, n_rows: int, n_columns: int, device: str = "cuda"
     def scales(n: int, size: float) -> torch.Tensor:
         return torch.rand(n_rows, n, device=device).mul_(size).half()
 
+    def signed(values: torch.Tensor) -> torch.Tensor:
+        return values * torch.randint(0, 2, values.shape[:2], device=device).mul_(2).sub_(1)[..., None]
+
     if layout == "Plain":
         weight = torch.empty(shape, dtype=torch.float16, device=device).normal_(0, 0.02)
         return DeviceMatrix(layout, shape, weight.view(torch.uint8))
     if layout == "Int8Rows":
         return DeviceMatrix(layout, shape, random_bytes(n_columns), row_scales=scales(1, 5e-4)[:, 0].float())
-    if LAYOUTS[layout].scale_bytes:
+    if LAYOUTS[layout].scale_bytes and layout != "Q4K":
         # Whole steps of sixty-four bytes, with that many scales each.
         n_steps = -(-n_columns // (4 * LAYOUTS[layout].segment))
         n_scales = n_steps * LAYOUTS[layout].scale_bytes // 2
         values = torch.tensor(IQ4_VALUES, device=device) if LAYOUTS[layout].has_table else None
         size = {"Int8Groups": 5e-4, "Table4": 0.07, "Linear4": 8e-3, "Ternary": 0.05}[layout]
-        return DeviceMatrix(layout, shape, random_bytes(n_steps * 64), scales(n_scales, size), values=values)
+        either = signed(scales(n_scales, size)[..., None]).squeeze(-1).half()
+        return DeviceMatrix(layout, shape, random_bytes(n_steps * 64), either, values=values)
     if layout in ("Linear5<0>", "Linear5<1>"):
         n_halves = 3 if layout == "Linear5<0>" else 4
-        rest = random_bytes(n_columns // 32 * n_halves * 2).view(torch.float16)
-        rest[:, ::n_halves] = 2e-3
-        if n_halves == 4:
-            rest[:, 1::4] = -0.03
-        return DeviceMatrix(layout, shape, random_bytes(n_columns // 2), rest)
+        rest = random_bytes(n_columns // 32 * n_halves * 2).view(torch.float16).view(n_rows, -1, n_halves)
+        rest[..., : n_halves - 2] = signed(
+            torch.tensor([2e-3, -0.03], device=device)[: n_halves - 2].expand(n_rows, n_columns // 32, -1)
+        ).half()
+        return DeviceMatrix(layout, shape, random_bytes(n_columns // 2), rest.view(n_rows, -1))
     n_blocks = n_columns // 256
-    if layout in ("Q4K", "Q5K"):
-        codes = random_bytes(n_blocks * (144 if layout == "Q4K" else 176))
-        small = torch.tensor([1e-4, 2e-4], dtype=torch.float16, device=device).view(torch.uint8)
-        codes.view(n_rows, n_blocks, -1)[..., :4] = small
+    small = (
+        signed(torch.tensor([1e-4, 2e-4], device=device).expand(n_rows, n_blocks, 2)).half().view(torch.uint8)
+    )
+    if layout == "Q4K":
+        header = random_bytes(n_blocks * 16)
+        header.view(n_rows, n_blocks, 16)[..., :4] = small
+        return DeviceMatrix(layout, shape, random_bytes(n_blocks * 128), header.view(torch.float16))
+    if layout == "Q5K":
+        codes = random_bytes(n_blocks * 176)
+        codes.view(n_rows, n_blocks, 176)[..., :4] = small
         return DeviceMatrix(layout, shape, codes)
     assert layout == "Q6K", layout
     rest = random_bytes(n_blocks * 18).view(torch.float16)

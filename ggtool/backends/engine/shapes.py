@@ -16,7 +16,7 @@ from ggtool.kernels.device_matrix import LAYOUTS, DeviceMatrix
 
 _MEASURED = Path(__file__).parent / "shapes.json"
 # Warps that share columns, and groups of rows, of the blocks that are tried: 64 to 512 threads.
-_WARPS = ((4, 1), (8, 1), (16, 1), (4, 2), (8, 2), (2, 4), (4, 4))
+_WARPS = ((2, 1), (4, 1), (8, 1), (16, 1), (2, 2), (4, 2), (8, 2), (1, 4), (2, 4), (4, 4))
 _FEWEST_BLOCKS = 32  # fewer leave most of a GPU idle
 # Shared memory of a block: two kernels are to run beside each other, and GPUs that are not measured have less.
 _MOST_SHARED, _MOST_SHARED_BY_RULE = 150 << 10, 60 << 10

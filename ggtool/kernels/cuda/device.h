@@ -104,7 +104,7 @@ __device__ __forceinline__ void copy_stream_or_zeros(SharedAddress to, const voi
 }
 template <int kBytes>
 __device__ __forceinline__ void copy_few(SharedAddress to, const void* from) {
-  static_assert(kBytes == 4 || kBytes == 8, "what cp.async has");
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "what cp.async has");
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes));
 }
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;"); }

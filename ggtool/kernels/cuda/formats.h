@@ -9,11 +9,11 @@
 // A pair may stand for weights that are still to be shifted and scaled: weight = (half - away) * scale. The shift costs
 // nothing, because all rows share it: it is one more product of the same activations, with -away (kAway). A format of
 // kGroups > 0 has as many groups of columns in a step, all of them in every segment of it, and the sums of a group are
-// multiplied by the row's scale of it; kUnit is what the sums of the others are multiplied by. Such codes are woven: a
+// multiplied by the row's scale of it, and of kMinima formats the activations' sum times its minimum is taken off; kUnit is what the sums of the others are multiplied by. Such codes are woven: a
 // group's bytes are dealt to the four threads of a row, `woven` of device_matrix.py.
 //
 // kStaged formats are copied to shared memory ahead of the wait for the kernel before, sixteen bytes a segment and, for
-// each row and step, kScaleBytes of scales. The others are read into registers.
+// each row and kScaleSteps steps, kScaleBytes of scales. The others are read into registers.
 #pragma once
 
 #include "device.h"
@@ -52,8 +52,8 @@ __device__ __forceinline__ float scale_of(const Staged& raw, int group) {
 
 // Two bytes a weight, of the type of the activations.
 struct Plain {
-  static constexpr int kSegment = 8, kGroups = 0, kScaleBytes = 0;
-  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = false;
+  static constexpr int kSegment = 8, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
@@ -74,8 +74,8 @@ __device__ __forceinline__ void pairs_of_bytes(u32 codes, u32& first, u32& secon
 
 // int8, 128 more so that none is negative, with one float32 scale for a row, which goes on the sum.
 struct Int8Rows {
-  static constexpr int kSegment = 16, kGroups = 0, kScaleBytes = 0;
-  static constexpr bool kStaged = true, kRowScale = true, kTable = false, kAway = true;
+  static constexpr int kSegment = 16, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr bool kStaged = true, kRowScale = true, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = kSmallUnits;
   using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
@@ -85,14 +85,14 @@ struct Int8Rows {
 #pragma unroll
     for (int i = 0; i < 4; ++i) pairs_of_bytes(raw.codes.v[i], to[2 * i], to[2 * i + 1]);
   }
-  __device__ static constexpr u32 minus_away(int) { return 0x80808080; }
+  __device__ static constexpr u32 minus_away(int, int) { return 0x80808080; }
   __device__ static constexpr int column(int segment, int slot) { return segment * kSegment + slot; }
 };
 
 // int8, 128 more, in groups of 32 with a float16 scale: two groups of a row are woven, eight weights of each to a thread.
 struct Int8Groups {
-  static constexpr int kSegment = 16, kGroups = 2, kScaleBytes = 4;
-  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true;
+  static constexpr int kSegment = 16, kGroups = 2, kScaleBytes = 4, kScaleSteps = 1;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = kSmallUnits;
   using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
@@ -102,7 +102,7 @@ struct Int8Groups {
 #pragma unroll
     for (int i = 0; i < 2; ++i) pairs_of_bytes(raw.codes.v[2 * group + i], to[2 * i], to[2 * i + 1]);
   }
-  __device__ static constexpr u32 minus_away(int) { return 0x80808080; }
+  __device__ static constexpr u32 minus_away(int, int) { return 0x80808080; }
   __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
   __device__ static constexpr int column(int segment, int slot) {
     return segment / 4 * 64 + slot / 8 * 32 + segment % 4 * 8 + slot % 8;
@@ -113,8 +113,8 @@ struct Int8Groups {
 // are woven, a word of each to a thread. The table holds what both codes of a byte stand for, once for each bank of shared
 // memory, so that no two threads of a warp meet there.
 struct Table4 {
-  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8;
-  static constexpr bool kStaged = true, kRowScale = false, kTable = true, kAway = false;
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = true, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
@@ -133,8 +133,8 @@ struct Table4 {
 // The same layout for even steps from -8 to 7, which are computed: Q4_0, and int4 with a scale of an eighth. Of a pair the
 // codes are the last four bits of 1024 and more, of the next the four before those, of 64 and more.
 struct Linear4 {
-  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8;
-  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true;
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
@@ -147,7 +147,7 @@ struct Linear4 {
     to[2] = masked_with(rest, 0x000f000fu, 0x64006400u);
     to[3] = masked_with(rest, 0x00f000f0u, 0x54005400u);
   }
-  __device__ static constexpr u32 minus_away(int pair) { return pair % 2 ? 0xd480d480 : 0xe408e408; }  // -72, -1032
+  __device__ static constexpr u32 minus_away(int, int pair) { return pair % 2 ? 0xd480d480 : 0xe408e408; }  // -72, -1032
   __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
   // A pair's halves come from bytes 0 and 2, or 1 and 3; pairs are low 0 2, high 0 2, low 1 3, high 1 3.
   __device__ static constexpr int column(int segment, int slot) {
@@ -159,8 +159,8 @@ struct Linear4 {
 // Two bits a weight, digits 0, 1 and 2 for -1, 0 and 1, in groups of 64 with a float16 scale, four groups woven. A word holds
 // sixteen weights, the first eight in its lower half.
 struct Ternary {
-  static constexpr int kSegment = 64, kGroups = 4, kScaleBytes = 8;
-  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true;
+  static constexpr int kSegment = 64, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
@@ -177,7 +177,7 @@ struct Ternary {
     }
   }
   // One more than what each pair's bits are set in: -1025, -257, -65, -17.
-  __device__ static constexpr u32 minus_away(int pair) {
+  __device__ static constexpr u32 minus_away(int, int pair) {
     return pair % 4 == 0 ? 0xe401e401 : pair % 4 == 1 ? 0xdc04dc04 : pair % 4 == 2 ? 0xd410d410 : 0xcc40cc40;
   }
   __device__ static __forceinline__ float scale(const Raw& raw, int group) { return scale_of(raw, group); }
@@ -188,8 +188,8 @@ struct Ternary {
 
 // Two bits a weight, even steps from -2 to 1, groups of 32 with a float16 scale. Words as in Ternary, in their order.
 struct Linear2 {
-  static constexpr int kSegment = 64, kGroups = 0, kScaleBytes = 0;
-  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr int kSegment = 64, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   struct Raw {
     Quad codes;
@@ -214,24 +214,61 @@ struct Linear2 {
   }
 };
 
-// ggml's Q4_K and Q5_K as they lie in a file, for 256 weights: two float16 (d, dmin), eight 6-bit pairs (scale, minimum) in
-// twelve bytes, of Q5_K 32 bytes of fifth bits, then 128 bytes of codes, where a run of 32 holds two groups of 32.
-template <bool kFive>
-struct Q45K {
-  static constexpr int kSegment = 32;  // sixteen of each of two neighbouring groups
-  static constexpr int kGroups = 0, kScaleBytes = 0;
-  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+// ggml's Q4_K: for 256 weights `scales` has two float16 (d, dmin) and eight 6-bit pairs (scale, minimum) in twelve bytes, as
+// in a file; of the codes a run of 32 bytes holds two groups of 32, and two runs are woven, two words of each to a thread.
+struct Q4K {
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 16, kScaleSteps = 2;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = true;
   static constexpr float kUnit = 1;
-  static constexpr int kBlockBytes = kFive ? 176 : 144;
+  struct Raw {
+    Quad codes, scales;
+    int half;  // of 256 weights
+  };
+  __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
+    raw.codes = load_stream(w.codes + row * w.row_bytes + segment * 16);
+    raw.scales = load_shared_lines(w.scales + 2 * row * w.scale_stride + segment / 8 * kScaleBytes);
+    raw.half = segment / 4 % 2;
+  }
+  __device__ static __forceinline__ void pairs(const Raw& raw, int group, SharedAddress, u32 (&to)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 word = raw.codes.v[group / 2 * 2 + i / 2] >> i % 2 * 8;
+      to[i] = group % 2 ? masked_with(word, 0x00f000f0u, 0x54005400u) : masked_with(word, 0x000f000fu, 0x64006400u);
+    }
+  }
+  __device__ static constexpr u32 minus_away(int group, int) { return group % 2 ? 0xd400d400 : 0xe400e400; }  // -64, -1024
+  // Four scales or minima in the bytes of a word: of the first half lower bits of one word, of the second bits of two.
+  __device__ static __forceinline__ float small(u32 lower, u32 upper, int half, int shift, int group) {
+    const u32 four = half ? (upper >> shift & 0x0f0f0f0fu) | (lower >> 2 & 0x30303030u) : lower & 0x3f3f3f3fu;
+    return __uint_as_float(pick_bytes(four, 0x4b000000u, 0x7650 + group)) - 8388608.0f;
+  }
+  __device__ static __forceinline__ float scale(const Raw& raw, int group) {
+    return widen_half(static_cast<u16>(raw.scales.v[0])) * small(raw.scales.v[1], raw.scales.v[3], raw.half, 0, group);
+  }
+  __device__ static __forceinline__ float minimum(const Raw& raw, int group) {
+    return widen_half(static_cast<u16>(raw.scales.v[0] >> 16)) * small(raw.scales.v[2], raw.scales.v[3], raw.half, 4, group);
+  }
+  // Of eight slots: bytes 0 2 1 3 of one word, and of the next.
+  __device__ static constexpr int column(int segment, int slot) {
+    return segment / 4 * 128 + slot / 8 * 32 + segment % 4 * 8 + slot % 8 / 4 * 4 + slot % 4 / 2 + slot % 2 * 2;
+  }
+};
+
+// ggml's Q5_K as it lies in a file: the same scales, 32 bytes of fifth bits, then 128 bytes of codes.
+struct Q5K {
+  static constexpr int kSegment = 32;  // sixteen of each of two neighbouring groups
+  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
+  static constexpr float kUnit = 1;
   struct Raw {
     Quad codes, header, fifth;
     int group;
   };
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
-    const u8* block = w.codes + row * w.row_bytes + segment / 8 * kBlockBytes;
+    const u8* block = w.codes + row * w.row_bytes + segment / 8 * 176;
     raw.header = load_shared_lines(block);
-    if (kFive) raw.fifth = load_shared_lines(block + 16 + segment % 2 * 16);
-    raw.codes = load_stream(block + kBlockBytes - 128 + segment % 8 * 16);
+    raw.fifth = load_shared_lines(block + 16 + segment % 2 * 16);
+    raw.codes = load_stream(block + 48 + segment % 8 * 16);
     raw.group = segment % 8 / 2 * 2;
   }
   __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[16]) {
@@ -253,7 +290,7 @@ struct Q45K {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         u32 codes = raw.codes.v[word] >> 4 * i & 0x000f000fu;
-        if (kFive) codes |= (raw.fifth.v[word] >> (i / 2 * 8 + raw.group + i % 2) & 0x00010001u) << 4;
+        codes |= (raw.fifth.v[word] >> (i / 2 * 8 + raw.group + i % 2) & 0x00010001u) << 4;
         to[4 * word + i] = fma_halves(sub_halves(codes | kThousand, kThousand), scales[i % 2], minima[i % 2]);
       }
   }
@@ -262,16 +299,14 @@ struct Q45K {
     return segment / 8 * 256 + segment % 8 / 2 * 64 + segment % 2 * 16 + slot / 8 * 4 + i / 2 + slot % 2 * 2 + i % 2 * 32;
   }
 };
-using Q4K = Q45K<false>;
-using Q5K = Q45K<true>;
 
 // ggml's Q5_0 and Q5_1, low bits apart from the rest: bytes as Linear4 has them, not woven; in `scales` a float16 scale, of Q5_1 a
 // float16 minimum, and 32 fifth bits, for 32 weights.
 template <bool kMinimum>
 struct Linear5 {
   static constexpr int kSegment = 32;
-  static constexpr int kGroups = 0, kScaleBytes = 0;
-  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   static constexpr int kScales = kMinimum ? 4 : 3;  // of 16 bits
   struct Raw {
@@ -306,8 +341,8 @@ struct Linear5 {
 // high ones, `scales` sixteen int8 and a float16 d.
 struct Q6K {
   static constexpr int kSegment = 32;  // eight in each of four runs of 32
-  static constexpr int kGroups = 0, kScaleBytes = 0;
-  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false;
+  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   struct Raw {
     Duo low[2], high;
@@ -366,9 +401,9 @@ constexpr int kPairs = Format::kSegment / 2 / (Format::kGroups ? Format::kGroups
 
 // What a format does not have is nothing.
 template <class Format>
-__device__ constexpr u32 minus_away_of(int pair) {
+__device__ constexpr u32 minus_away_of(int set, int pair) {
   if constexpr (Format::kAway)
-    return Format::minus_away(pair);
+    return Format::minus_away(set, pair);
   else
     return 0;
 }
@@ -379,6 +414,13 @@ __device__ __forceinline__ float scale_of_set(const typename Format::Raw& raw, i
   else
     return 1;
 }
+template <class Format>
+__device__ __forceinline__ float minimum_of_set(const typename Format::Raw& raw, int set) {
+  if constexpr (Format::kMinima)
+    return Format::minimum(raw, set);
+  else
+    return 0;
+}
 
 // The weights of a segment, as floats in the order of slots: for `embed` and `widen_rows`. Row scales are not in them.
 template <class Format>
@@ -388,12 +430,12 @@ __device__ __forceinline__ void expand(const typename Format::Raw& raw, SharedAd
   for (int set = 0; set < kSets; ++set) {
     u32 some[kPairs<Format>];
     Format::pairs(raw, set, table, some);
-    const float scale = Format::kUnit * scale_of_set<Format>(raw, set);
+    const float scale = Format::kUnit * scale_of_set<Format>(raw, set), minimum = minimum_of_set<Format>(raw, set);
 #pragma unroll
     for (int i = 0; i < kPairs<Format>; ++i) {
-      const u32 minus = minus_away_of<Format>(i);
-      to[2 * (set * kPairs<Format> + i)] = (low(some[i]) + low(minus)) * scale;
-      to[2 * (set * kPairs<Format> + i) + 1] = (high(some[i]) + high(minus)) * scale;
+      const u32 minus = minus_away_of<Format>(set, i);
+      to[2 * (set * kPairs<Format> + i)] = (low(some[i]) + low(minus)) * scale - minimum;
+      to[2 * (set * kPairs<Format> + i) + 1] = (high(some[i]) + high(minus)) * scale - minimum;
     }
   }
 }

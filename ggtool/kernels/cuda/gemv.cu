@@ -43,6 +43,7 @@ constexpr int kTexts = BATCHED ? 16 : 1;
 constexpr int kProducts = BATCHED ? 2 : 1;                         // of eight columns each
 constexpr int kApart = 32;                                         // from the end of a row to its rest: other banks
 
+constexpr u32 kOnes = 0x3c003c00;                                   // float16
 constexpr int kZeroQuads = BATCHED ? 0 : 4 * Format::kSegment / 8;  // what the other columns are read from
 constexpr int kSegmentQuads = Format::kSegment / 8;                // of activations that go with a segment
 constexpr int kSets = Format::kGroups ? Format::kGroups : 1;
@@ -76,7 +77,7 @@ class Stages {
 #pragma unroll
       for (int half = 0; half < 2; ++half) codes_[tile][half] = w.codes + rows[tile].of[half] * w.row_bytes + segment_ * 16;
       const int row = part_ % 2 ? rows[tile].of[1] : rows[tile].of[0];
-      scales_[tile] = w.scales + 2 * row * w.scale_stride + segment_ / 4 * Format::kScaleBytes;
+      scales_[tile] = w.scales + 2 * row * w.scale_stride + (Format::kScaleSteps > 1 ? 0 : segment_ / 4 * Format::kScaleBytes);
     }
   }
   // Start reading the next step; zeros beyond the last segment.
@@ -95,10 +96,12 @@ class Stages {
         }
       }
       if (Format::kScaleBytes > 0 && part_ < 2) {
+        const int at_scales = Format::kScaleSteps > 1 ? segment_ / (4 * Format::kScaleSteps) * Format::kScaleBytes : 0;
         const SharedAddress to = room_ + slot + TILES * kQuadsOfTile * 16 + (part_ * 8 + lane() / 4) * Format::kScaleBytes;
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile)
-          copy_few<Format::kScaleBytes ? Format::kScaleBytes : 4>(to + tile * kTileRows * Format::kScaleBytes, scales_[tile]);
+          copy_few<Format::kScaleBytes ? Format::kScaleBytes : 4>(to + tile * kTileRows * Format::kScaleBytes,
+                                                                  scales_[tile] + at_scales);
       }
     }
     end_copies();
@@ -107,19 +110,24 @@ class Stages {
     for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) codes_[tile][half] += KSPLIT * 64;
-      scales_[tile] += KSPLIT * Format::kScaleBytes;
+      if (Format::kScaleSteps == 1) scales_[tile] += KSPLIT * Format::kScaleBytes;
     }
   }
   __device__ __forceinline__ void await() {
     keep_copies_under_way<UNROLL - 1>();
     if (Format::kScaleBytes > 0) sync_warp();
   }
-  __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int tile, int half) const {
+  __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int step, int tile, int half) const {
     raw.codes = load_shared_quad(room_ + slot + lane() * 16 + (tile * 2 + half) * kWarp * 16);
     const SharedAddress at = room_ + slot + lane() / 4 * Format::kScaleBytes + TILES * kQuadsOfTile * 16 +
                              (tile * kTileRows + half * 8) * Format::kScaleBytes;
+    if constexpr (Format::kScaleBytes == 16) {
+      raw.scales = load_shared_quad(at);
+    } else {
 #pragma unroll
-    for (int i = 0; i < Format::kScaleBytes / 4; ++i) raw.scales.v[i] = load_shared(at + 4 * i);
+      for (int i = 0; i < Format::kScaleBytes / 4; ++i) raw.scales.v[i] = load_shared(at + 4 * i);
+    }
+    if constexpr (Format::kScaleSteps > 1) raw.half = step % Format::kScaleSteps;
   }
   // Nobody reads this step's scales any more.
   __device__ __forceinline__ void release() {
@@ -127,7 +135,7 @@ class Stages {
   }
 
  private:
-  const u8 *codes_[TILES][2], *scales_[TILES];  // of the step to be fetched next
+  const u8 *codes_[TILES][2], *scales_[TILES];  // of the step to be fetched next; of scales for several steps the row's
   const SharedAddress room_;
   const int part_;
   int segment_;
@@ -153,7 +161,7 @@ class Stages<Format, false> {
       for (int half = 0; half < 2; ++half) Format::load(raw_[slot][tile][half], w_, rows_[tile].of[half], segment);
   }
   __device__ __forceinline__ void await() {}
-  __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int tile, int half) const { raw = raw_[slot][tile][half]; }
+  __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int, int tile, int half) const { raw = raw_[slot][tile][half]; }
   __device__ __forceinline__ void release() {}
 
  private:
@@ -247,18 +255,25 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) gemv(const __g
     stages.await();
     Quad x[kSegmentQuads][kProducts];
     inputs.read(x, step);
-    float shift[kSets][kProducts][4] = {};
+    // What all rows share: their shift, and of formats with minima the sums of the activations, by products with constants.
+    float shift[kSets][kProducts][4] = {}, ones[kSets][kProducts][4] = {};
     if constexpr (Format::kAway) {
 #pragma unroll
       for (int set = 0; set < kSets; ++set)
 #pragma unroll
-        for (int i = 0; i < 2 * kSetQuads; ++i) {
-          const u32 even = minus_away_of<Format>(2 * i), odd = minus_away_of<Format>(2 * i + 1);
-          const u32 away[4] = {even, even, odd, odd};
+        for (int j = 0; j < kProducts; ++j) {
 #pragma unroll
-          for (int j = 0; j < kProducts; ++j) {
+          for (int i = 0; i < 2 * kSetQuads; ++i) {
+            const u32 even = Format::kMinima ? kOnes : minus_away_of<Format>(set, 2 * i);
+            const u32 odd = Format::kMinima ? kOnes : minus_away_of<Format>(set, 2 * i + 1);
+            const u32 constants[4] = {even, even, odd, odd};
             const Quad& quad = x[set * kSetQuads + i / 2][j];
-            add_product(Format::kGroups ? shift[set][j] : shifts[j], away, quad.v[i % 2 * 2], quad.v[i % 2 * 2 + 1]);
+            add_product(Format::kMinima ? ones[set][j] : Format::kGroups ? shift[set][j] : shifts[j], constants,
+                        quad.v[i % 2 * 2], quad.v[i % 2 * 2 + 1]);
+          }
+          if (Format::kMinima) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) shift[set][j][i] = ones[set][j][i] * low(minus_away_of<Format>(set, 0));
           }
         }
     }
@@ -266,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) gemv(const __g
     for (int tile = 0; tile < TILES; ++tile) {
       typename Format::Raw raw[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) stages.read(raw[half], slot, tile, half);
+      for (int half = 0; half < 2; ++half) stages.read(raw[half], slot, step, tile, half);
 #pragma unroll
       for (int set = 0; set < kSets; ++set) {
         u32 pairs[2][kPairs<Format>];
@@ -292,6 +307,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) gemv(const __g
               const float scale = scale_of_set<Format>(raw[half], set);
 #pragma unroll
               for (int i = 0; i < 2; ++i) totals[tile][j][0][2 * half + i] += scale * group[2 * half + i];
+              if (Format::kMinima) {
+                const float minimum = minimum_of_set<Format>(raw[half], set);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) totals[tile][j][0][2 * half + i] -= minimum * ones[set][j][2 * half + i];
+              }
             }
           }
         }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_llama import build_tiny_llama
 from tiny_models import build_tiny_gpt2
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from ggtool.backends import LoadOptions, SamplingParams, open_backend
 from ggtool.backends.engine.engine import Engine
@@ -26,6 +26,15 @@ from ggtool.quantizers.pretrained import load_float
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
 from emulator import EmulatedLauncher, has_compiler
 
+DEMO = Path(__file__).parents[3] / "models" / "gpt2-demo"
+PACKED = (
+    "scratch-int8",
+    "scratch-int8-group",
+    "scratch-iq4",
+    "scratch-nf4",
+    "scratch-int4",
+    "scratch-ternary",
+)
 N_CTX = 48
 PROMPT = [7, 3, 200, 41, 5, 5, 90]
 GREEDY = SamplingParams(n_predict=12, temperature=0.0, ignore_eos=True)
@@ -137,19 +146,11 @@ def test_the_engine_by_name_needs_a_gpu(gpt2: Path):
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "name",
-    [
-        "hf-fp16",
-        "scratch-int8",
-        "scratch-int8-group",
-        "scratch-iq4",
-        "scratch-nf4",
-        "scratch-int4",
-        "scratch-ternary",
-    ],
+    ["hf-fp16", *PACKED],
 )
 @pytest.mark.parametrize("which", ["gpt2-demo", "llama"])
 def test_greedy_tokens_on_a_gpu_are_those_of_eager(name: str, which: str, llama: Path):
-    folder = llama if which == "llama" else Path(__file__).parents[3] / "models" / "gpt2-demo"
+    folder = llama if which == "llama" else DEMO
     n = 48 if which == "llama" else 128
     found = {}
     for engine in ("eager", "ggtool"):
@@ -167,6 +168,45 @@ def test_greedy_tokens_on_a_gpu_are_those_of_eager(name: str, which: str, llama:
     if which == "gpt2-demo":
         assert same == tokens
         assert many == batch
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["hf-fp16", *PACKED])
+def test_perplexity_on_a_gpu_is_that_of_a_cpu(name: str):
+    text = (DEMO / "heldout.txt").read_text(encoding="utf-8")
+    tokens = AutoTokenizer.from_pretrained(DEMO)(text[:6000])["input_ids"][:1024]
+    windows = [tokens[:512], tokens[512:1024]]
+    found = []
+    for device, engine in (("cpu", "eager"), ("cuda", "ggtool")):
+        backend = open_backend(find_backend(name), DEMO, LoadOptions(0, 2, device, engine=engine))
+        losses = []
+        for window in windows:
+            logits = torch.from_numpy(backend.logits(window).copy()).double()
+            losses.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(window[1:])))
+        found.append(float(torch.stack(losses).mean().exp()))
+        backend.close()
+    assert found[1] == pytest.approx(found[0], rel=5e-4)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_between_the_tokens_of_a_text():
+    backend = open_backend(find_backend("scratch-int8"), DEMO, LoadOptions(0, 2, "cuda", engine="ggtool"))
+    params = SamplingParams(n_predict=64, temperature=0.0, ignore_eos=True)
+    list(backend.generate(PROMPT, params))  # graphs are made
+    tokens = backend.generate(PROMPT, params)
+    made = [next(tokens)]
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA],
+        acc_events=True,
+    ) as profile:
+        made += list(tokens)
+    backend.close()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert len(made) == 64
+    assert calls["cudaGraphLaunch"] == 7 + 63 % 8
+    # A reader waits for what was started two graphs before, and for nothing else.
+    assert not {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy"} & set(calls)
+    assert calls["cudaEventSynchronize"] <= 8
 
 
 @pytest.mark.gpu
