@@ -15,6 +15,7 @@ from ggtool.publish.card_facts import CardFile, CardModel, Measured, Row
 from ggtool.publish.card_figures import FOLDER
 from ggtool.report import disturbed
 from ggtool.report.device import device_name
+from ggtool.report.table import answered
 from ggtool.results.records import EvalRecord
 
 # Marks a card that ggtool wrote and may overwrite.
@@ -50,6 +51,7 @@ def render_card(model: CardModel, measured: Measured, figures: Sequence[str]) ->
         devices=[
             f"[{number}] {device}" if len(devices) > 1 else device for device, number in devices.items()
         ],
+        tasks=_tasks(measured),
         reference=_reference(measured),
         figures=[path for path in figures if path.startswith(f"{FOLDER}/") and path.endswith(".png")],
         first=first,
@@ -143,6 +145,7 @@ def _cells(row: Row, when: str, devices: Mapping[str, int]) -> dict[str, str]:
         "ppl": NOT_MEASURED,
         "kld": NOT_MEASURED,
         "same_top": NOT_MEASURED,
+        "tasks": NOT_MEASURED,
         "speed": NOT_MEASURED,
         "when": when,
     }
@@ -151,6 +154,10 @@ def _cells(row: Row, when: str, devices: Mapping[str, int]) -> dict[str, str]:
     if row.quality and (far := row.quality.divergence):
         cells["kld"] = f"{_short(far.kld_mean)} ± {_short(far.kld_stderr)}"
         cells["same_top"] = f"{100 * far.same_top:.2f} %"
+    if row.quality and row.quality.tasks:
+        cells["tasks"] = "; ".join(
+            f"{result.task} {answered(row.quality, result.task)}" for result in row.quality.tasks
+        )
     if row.speed and row.speed.speed:
         mark = f" [{devices[device_name(row.speed)]}]" if len(devices) > 1 else ""
         cells["speed"] = f"{row.speed.speed.tg_ts:.1f}{disturbed.mark(row.speed)}{mark}"
@@ -161,6 +168,12 @@ def _devices(measured: Measured) -> dict[str, int]:
     """Return a number for each of the devices that speeds were measured on, in the table's order."""
     found = dict.fromkeys(device_name(row.speed) for row in measured.rows if row.speed)
     return {device: number for number, device in enumerate(found, 1)}
+
+
+def _tasks(measured: Measured) -> list[str]:
+    """Return each task of the table with the number of its items and whose metrics it has."""
+    found = {result.task: result for row in measured.rows if row.quality for result in row.quality.tasks}
+    return [f"{name} ({len(result.items)} items, {result.harness})" for name, result in found.items()]
 
 
 def _reference(measured: Measured) -> tuple[str, float] | None:

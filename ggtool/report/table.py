@@ -37,12 +37,30 @@ def eval_table(records: Sequence[EvalRecord]) -> Table:
     for heading in _HEADINGS:
         if with_vram or heading != _VRAM:
             table.add_column(heading, justify="right")
+    asked = list(dict.fromkeys(result.task for record in records for result in record.tasks))
+    for task in asked:
+        table.add_column(task, justify="right")
     for record in records:
         cells = _cells(record)
         if not with_vram:
             del cells[_VRAM]
-        table.add_row(record.label, *(cells[heading] for heading in _HEADINGS if heading in cells))
+        table.add_row(
+            record.label,
+            *(cells[heading] for heading in _HEADINGS if heading in cells),
+            *(answered(record, task) for task in asked),
+        )
     return table
+
+
+def answered(record: EvalRecord, task: str) -> str:
+    """Return a task's first measure with its error, percentages where items are right or wrong; a dash for none."""
+    found = record.find_task(task)
+    if found is None or not found.measures:
+        return _NONE
+    measure = found.measures[0]
+    times, unit, places = (100, " %", 1) if measure.is_right_or_wrong else (1, "", 3)
+    error = "" if measure.stderr is None else f" ± {times * measure.stderr:.{places}f}"
+    return f"{measure.name} {times * measure.value:.{places}f}{error}{unit}"
 
 
 def _cells(record: EvalRecord) -> dict[str, str]:
@@ -95,6 +113,11 @@ def _caption(records: Sequence[EvalRecord]) -> str:
             f"pp: prompt of {timed.pp_tokens}; tg: {timed.tg_tokens} tokens after it; "
             f"medians of {timed.repetitions} rounds after warm-up; load from a warm page cache"
         )
+    shown = {result.task: result for record in records for result in record.tasks}
+    lines += [
+        f"{name}: {len(result.items)} items, {result.n_shot}-shot, {result.harness}; `ggtool report` compares formats item by item"
+        for name, result in shown.items()
+    ]
     if said := explained(records):
         lines.append(said.replace("`", ""))
     lines += [f"{record.label} FAILED: {record.failure}" for record in records if record.failure]

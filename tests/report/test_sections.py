@@ -22,7 +22,7 @@ from ggtool.results.model_facts import Facts
 from ggtool.results.records import Timing
 
 NAMES = [
-    "summary", "formats", "memory", "latency", "quality", "pareto",
+    "summary", "formats", "memory", "latency", "quality", "tasks", "pareto",
     "parts", "levels", "bitsandbytes", "gguf", "texts", "method",
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ from ggtool.report.sections import (
     parts,
     quality,
     summary,
+    tasks,
     texts,
 )
 from ggtool.report.subject import Subject
@@ -31,6 +32,7 @@ SECTIONS: tuple[Callable[[Subject, Facts], Section], ...] = (
     memory.section,
     latency.section,
     quality.section,
+    tasks.section,
     pareto.section,
     parts.section,
     levels.section,
