@@ -58,7 +58,7 @@ def test_a_table_has_flips_p_and_verdict_of_every_format() -> None:
     (table, values) = [block for block in made(*ROWS).blocks if isinstance(block, Table)]
     rows = {row[0].text: [cell.text for cell in row[2:]] for row in table.rows}
     assert rows[FP32] == ["60.0 ± 2.2", "–", "–", "–", "–", "–", "reference"]
-    assert rows["gguf-q8_0"][1:4] == ["1", "1", "+0.0 [-1.2, +1.2]"]
+    assert rows["gguf-q8_0"][1:4] == ["1", "1", "+0.0 [-0.9, +0.9]"]
     assert rows["gguf-q8_0"][-1] == "the same within 2 points"
     assert rows["gguf-q4_0"][1:3] == ["14", "9"]
     assert rows["gguf-q4_0"][-1] == "not settled"
