@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,18 @@ from tiny_families import FAMILIES, build_tiny
 from tiny_models import TEXT
 from torch import nn
 
+from ggtool.api import convert
 from ggtool.backends import LoadOptions
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.calibration.gguf_gptq.inputs import Inputs
 from ggtool.calibration.gguf_gptq.layer import Moments, round_layer
 from ggtool.calibration.gguf_gptq.matrix import costs, packed, round_matrix
 from ggtool.calibration.gguf_gptq.model import _put, find_layers
+from ggtool.calibration.make_gguf import ConvertRequest
 from ggtool.calibration.packed import read_calibration
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
+from ggtool.errors import UsageError
 from ggtool.gguf.imatrix import read_imatrix
 from ggtool.gguf.model import open_artifact
 from ggtool.quantizers.packed import fill
@@ -140,42 +144,45 @@ def _logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 def test_a_file_has_llama_cpps_types_and_sizes_runs_in_it_and_is_closer_to_the_original(
-    tiny_gpt2: Path, tmp_path: Path
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 8)
-    common = ("--model", tiny_gpt2, "--calibration", text)
-    for method in ("imatrix", "gptq"):
-        _convert(
-            *common,
-            "--qtype",
-            "q4_k_m",
-            "--method",
-            method,
-            "-o",
-            tmp_path / method,
-            cache=tmp_path / "cache",
-        )
-    _convert("--model", tiny_gpt2, "--qtype", "f32", "-o", tmp_path, cache=tmp_path / "cache")
-    paths = [tmp_path / method / f"{tiny_gpt2.name}-Q4_K_M.gguf" for method in ("imatrix", "gptq")]
-    stock, ours = (open_artifact(path).header for path in paths)
+    request = ConvertRequest(qtypes=("q4_k_m",), model=str(tiny_gpt2), calibration=text, threads=1)
+    paths = [tmp_path / "imatrix.gguf", tmp_path / "gptq.gguf", tmp_path / "exact.gguf"]
+    convert(replace(request, out=paths[0]))
+    convert(replace(request, out=paths[1], method="gptq"))
+    convert(replace(request, out=paths[2], qtypes=("f32",), calibration=None))
+    stock, ours = (open_artifact(path).header for path in paths[:2])
     assert [(t.name, t.type_name, t.n_bytes) for t in ours.tensors] == [
         (t.name, t.type_name, t.n_bytes) for t in stock.tensors
     ]
     assert paths[0].stat().st_size == paths[1].stat().st_size
     assert str(ours.metadata["quantize.method"]).startswith("gptq: error 0.")
-    exact = _logits(tmp_path / f"{tiny_gpt2.name}-F32.gguf")
-    errors = [float(np.square(_logits(path) - exact).mean()) for path in paths]
+    exact = _logits(paths[2])
+    errors = [float(np.square(_logits(path) - exact).mean()) for path in paths[:2]]
     assert errors[1] < 0.8 * errors[0]
-    # From llama.cpp's own file, without rounding anew.
-    refined = tmp_path / "refined.gguf"
-    _convert(paths[0], *common, "-o", refined, cache=tmp_path / "cache", name="refine")
-    header = open_artifact(refined).header
-    assert [(t.name, t.type_name) for t in header.tensors] == [(t.name, t.type_name) for t in stock.tensors]
-    assert str(header.metadata["quantize.method"]).startswith("refined: error 0.")
-    assert float(np.square(_logits(refined) - exact).mean()) < 0.9 * errors[0]
 
 
+@pytest.mark.slow
+def test_a_file_that_is_there_is_refined(tiny_gpt2: Path, tmp_path: Path) -> None:
+    text, cache = tmp_path / "text.txt", tmp_path / "cache"
+    text.write_text(TEXT * 8)
+    common = ("--model", tiny_gpt2, "--calibration", text)
+    before, after = tmp_path / "before.gguf", tmp_path / "after.gguf"
+    _convert(*common, "--qtype", "q4_k_m", "-o", before, cache=cache)
+    _convert("--model", tiny_gpt2, "--qtype", "f32", "-o", tmp_path / "exact.gguf", cache=cache)
+    _convert(before, *common, "-o", after, cache=cache, name="refine")
+    old, new = (open_artifact(path).header for path in (before, after))
+    assert [(t.name, t.type_name) for t in new.tensors] == [(t.name, t.type_name) for t in old.tensors]
+    assert str(new.metadata["quantize.method"]).startswith("refined: error 0.")
+    exact = _logits(tmp_path / "exact.gguf")
+    errors = [float(np.square(_logits(path) - exact).mean()) for path in (before, after)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.slow
 def test_a_file_of_another_checkpoint_is_not_refined(tiny_gpt2: Path, tmp_path: Path) -> None:
     text, other = tmp_path / "text.txt", tmp_path / "other.gguf"
     text.write_text(TEXT * 8)
@@ -226,8 +233,10 @@ def test_a_run_that_was_killed_goes_on_from_its_last_block(tiny_gpt2: Path, tmp_
 
 
 def test_the_method_needs_a_text_of_its_own(tiny_gpt2: Path, tmp_path: Path) -> None:
-    flags = ("--model", tiny_gpt2, "--qtype", "q4_0", "--method", "gptq", "-o", tmp_path)
-    assert "--calibration" in _convert(*flags, cache=tmp_path, code=2).stderr
+    request = ConvertRequest(qtypes=("q4_0",), model=str(tiny_gpt2), method="gptq", out=tmp_path)
+    for wrong in (request, replace(request, calibration=tmp_path / "a.txt", imatrix=tmp_path / "b.gguf")):
+        with pytest.raises(UsageError):
+            convert(wrong)
     assert not list(tmp_path.glob("*.gguf"))
 
 
@@ -248,6 +257,7 @@ def test_every_family_is_rounded_and_runs(family: str, tmp_path: Path) -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_tokens_count_by_their_gradients_in_an_importance_matrix_that_llama_cpp_reads(
     tiny_gpt2: Path, tmp_path: Path
 ) -> None:
