@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ggtool.calibration.gguf_gptq.model import find_layers
+from ggtool.calibration.gguf_gptq.layers import find_layers
 from ggtool.conversion.model import read_model
 from ggtool.errors import MeasureError
 from ggtool.quantizers.pretrained import Device, load_float, match_tensors, skeleton

@@ -23,8 +23,8 @@ from ggtool.backends import LoadOptions
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.calibration.gguf_gptq.inputs import Inputs
 from ggtool.calibration.gguf_gptq.layer import Moments, round_layer
+from ggtool.calibration.gguf_gptq.layers import find_layers, put
 from ggtool.calibration.gguf_gptq.matrix import costs, packed, round_matrix
-from ggtool.calibration.gguf_gptq.model import _put, find_layers
 from ggtool.calibration.make_gguf import ConvertRequest
 from ggtool.calibration.packed import read_calibration
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
@@ -118,7 +118,7 @@ def test_rows_of_the_file_go_back_to_where_they_came_from(family: str, tmp_path:
         rows = layer.weight.rows(0, layer.weight.n_rows)
         shift = None if layer.bias is None else layer.bias.rows(0, 1)[0]
         kept = None if bias is None else bias.detach().clone()
-        _put(module, layer, rows, shift)
+        put(module, layer, rows, shift)
         assert torch.equal(weight, before), name
         if kept is not None:
             assert torch.equal(bias, kept), name

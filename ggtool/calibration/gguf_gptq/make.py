@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from ggtool.calibration.cached import rounded_folder
-from ggtool.calibration.gguf_gptq.stored import read_all
+from ggtool.calibration.gguf_gptq.stored import StoredTensors
 from ggtool.calibration.jobs import RoundJob
 from ggtool.calibration.packed import Calibration
 from ggtool.conversion.architectures import find_architecture
@@ -122,5 +122,5 @@ def round_model(
                 present=None if present is None else present.path.resolve(),
             )
             worker.run(job, progress)
-    tensors, facts = read_all(folder)
-    return RoundedModel(tensors, facts)
+    stored = StoredTensors(folder)
+    return RoundedModel(stored, stored.facts)

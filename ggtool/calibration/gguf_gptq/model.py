@@ -8,7 +8,7 @@ two copies of one block, the moments of one input and both streams.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,20 +18,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ggtool.calibration.blocks import Blocks, block_names
-from ggtool.calibration.gguf_gptq.inputs import Inputs
 from ggtool.calibration.gguf_gptq.layer import Moments, Rounded, round_layer
+from ggtool.calibration.gguf_gptq.layers import Layer, find_layers, put
 from ggtool.calibration.gguf_gptq.matrix import DAMPING
 from ggtool.calibration.gguf_gptq.stored import HEAD, read_step, step_path, write_step
+from ggtool.calibration.gguf_gptq.streams import Pair
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.gguf.grids import GRIDS
 from ggtool.gguf.header import read_header
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
-from ggtool.quantizers.matrices import find_matrices
 from ggtool.quantizers.packed import fill
 from ggtool.quantizers.pretrained import (
     Device,
@@ -41,18 +40,11 @@ from ggtool.quantizers.pretrained import (
     skeleton,
 )
 from ggtool.source.resolve import ModelSource
-from ggtool.source.safetensors import LazyTensor
 from ggtool.system.progress import Progress
 
 Floats = npt.NDArray[np.float32]
-# Of so many chunks one is kept apart, to judge by.
-_JUDGED = 8
 # A matrix that is also the table of tokens must serve as that too, where every direction counts alike.
 _TABLE_DAMPING = 0.1
-
-
-class _StopHere(Exception):  # noqa: N818  # no error: a layer's input was heard, and the rest of the block need not run
-    pass
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,10 @@ class Plan:
     threads: int
     present: Path | None = None
 
+    def rounds(self, layer: Layer) -> bool:
+        """Whether a layer's matrix is quantized at all."""
+        return self.types[layer.weight.name] not in FLOAT_TENSOR_TYPES
+
     def bytes_before(self, weight: ModelTensor) -> npt.NDArray[np.uint8]:
         """Return a matrix as the file has it, or as llama.cpp rounds it."""
         if self.present is not None:
@@ -86,19 +82,6 @@ class Plan:
         assert self.present is not None
         tensor = next(one for one in read_header(self.present).tensors if one.name == name)
         return np.fromfile(self.present, np.uint8, tensor.n_bytes, offset=tensor.offset)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer or a table, and the GGUF tensors that it becomes; `order` is the layer's output of each row of the matrix."""
-
-    weight: ModelTensor
-    bias: ModelTensor | None
-    order: npt.NDArray[np.int32]
-
-    def rounds(self, plan: Plan) -> bool:
-        """Whether its tensor type is quantized at all."""
-        return plan.types[self.weight.name] not in FLOAT_TENSOR_TYPES
 
 
 def quantize_model(
@@ -130,126 +113,18 @@ def quantize_model(
             inside = {
                 key.removeprefix(f"{name}."): layer
                 for key, layer in layers.items()
-                if key.startswith(f"{name}.") and layer.rounds(plan)
+                if key.startswith(f"{name}.") and plan.rounds(layer)
             }
-            _round_block(_Pair(floats, quantized, index, original), inside, plan, f"{index:05}")
+            _round_block(Pair(floats, quantized, index, original), inside, plan, f"{index:05}")
             floats.advance(index, original)
             quantized.advance(index)
             _empty(floats.modules[index])
         progress(len(names), len(names) + 1)
-        _round_head(model, _Pair(floats, quantized, len(names), model), chunks, layers, plan)
+        _round_head(model, Pair(floats, quantized, len(names), model), chunks, layers, plan)
     progress(len(names) + 1, len(names) + 1)
 
 
-def find_layers(
-    model: PreTrainedModel, tensors: Mapping[str, LazyTensor], found: Sequence[ModelTensor]
-) -> dict[str, Layer]:
-    """Return the layers whose weights become a matrix of the file, by their first name in the model."""
-    by_stored = {tensor.source.name: tensor for tensor in found}
-    layers = {}
-    for matrix in find_matrices(model):
-        name = matrix.names[0]
-        weight = by_stored.get(tensors[f"{name}.weight"].name)
-        if weight is not None:
-            bias = tensors.get(f"{name}.bias")
-            layers[name] = Layer(
-                weight,
-                None if bias is None else by_stored.get(bias.name),
-                _order(weight, 1 if isinstance(matrix.modules[0], Conv1D) else 0),
-            )
-    return layers
-
-
-def _order(weight: ModelTensor, axis: int) -> npt.NDArray[np.int32]:
-    """Return which output of the layer each row of the file's matrix is; `axis` is the outputs' in the checkpoint."""
-    raw = weight.source.raw
-    numbers = np.empty(raw.shape, np.int32)
-    numbers[...] = np.arange(raw.shape[axis]).reshape(-1, 1) if axis == 0 else np.arange(raw.shape[axis])
-    strides = [stride // raw.itemsize * numbers.itemsize for stride in weight.view.strides]
-    seen = np.lib.stride_tricks.as_strided(numbers, weight.view.shape, strides)
-    return seen[..., 0].reshape(-1).copy()
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Both streams at a block: float hidden states through the `original`, rounded ones through the model's own."""
-
-    floats: Blocks
-    quantized: Blocks
-    index: int
-    original: nn.Module
-
-    @property
-    def module(self) -> nn.Module:
-        """The block that is being rounded."""
-        return cast(nn.Module, self.quantized.modules[self.index])
-
-    def stages(self, names: Sequence[str]) -> list[list[str]]:
-        """Return the layers by shared inputs, in the order in which they run; those that do not run are left out."""
-        heard: list[tuple[Tensor, list[str]]] = []
-
-        def hear(name: str, x: Tensor) -> None:
-            known = next((group for tensor, group in heard if tensor is x), None)
-            if known is None:
-                heard.append((x, [name]))
-            elif name not in known:
-                known.append(name)
-
-        handles = [
-            self.original.get_submodule(name).register_forward_pre_hook(
-                lambda _module, inputs, name=name: hear(name, inputs[0])
-            )
-            for name in names
-        ]
-        try:
-            self.floats.run_one(self.index, 0, self.original)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [group for _, group in heard]
-
-    def moments(self, name: str) -> Moments:
-        """Run both streams up to a layer and return the moments of its inputs."""
-        found = _new_moments()
-        for chunk in range(self.floats.n_chunks):
-            y = _input(self.quantized, self.index, chunk, self.module, name)
-            x = _input(self.floats, self.index, chunk, self.original, name)
-            _add(found, chunk, self.floats.n_chunks, y, x)
-        return Moments(*found)
-
-
-def _new_moments() -> tuple[Inputs, Inputs]:
-    return Inputs(), Inputs()
-
-
-def _add(found: tuple[Inputs, Inputs], chunk: int, n_chunks: int, y: Tensor, x: Tensor) -> None:
-    """Add a chunk's inputs to what is fitted on or to what is judged by; of a text of one chunk, to both."""
-    every = min(_JUDGED, n_chunks)
-    is_judged = chunk % every == every - 1
-    if not is_judged or n_chunks == 1:
-        found[0].add(y, x)
-    if is_judged:
-        found[1].add(y, x)
-
-
-def _input(blocks: Blocks, index: int, chunk: int, module: nn.Module, name: str) -> Tensor:
-    heard: list[Tensor] = []
-
-    def hear(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        heard.append(inputs[0])
-        raise _StopHere
-
-    handle = module.get_submodule(name).register_forward_pre_hook(hear)
-    try:
-        blocks.run_one(index, chunk, module)
-    except _StopHere:
-        pass
-    finally:
-        handle.remove()
-    return heard[0]
-
-
-def _round_block(pair: _Pair, layers: Mapping[str, Layer], plan: Plan, step: str) -> None:
+def _round_block(pair: Pair, layers: Mapping[str, Layer], plan: Plan, step: str) -> None:
     """Round the layers of one block in place, or take them from the step's file."""
     path = step_path(plan.folder, step)
     stored = read_step(path)
@@ -267,7 +142,7 @@ def _round_block(pair: _Pair, layers: Mapping[str, Layer], plan: Plan, step: str
             if plan.types[layer.weight.name] in GRIDS:
                 rounded = _round(layer, moments, plan, DAMPING)
                 _keep(layer, rounded, tensors, facts)
-                _put(pair.module.get_submodule(name), layer, rounded.weights, rounded.bias)
+                put(pair.module.get_submodule(name), layer, rounded.weights, rounded.bias)
     for name, layer in layers.items():
         if layer.weight.name not in tensors:
             _restore(pair.module.get_submodule(name), layer, {}, plan)
@@ -275,7 +150,7 @@ def _round_block(pair: _Pair, layers: Mapping[str, Layer], plan: Plan, step: str
 
 
 def _round_head(
-    model: PreTrainedModel, pair: _Pair, chunks: Tensor, layers: Mapping[str, Layer], plan: Plan
+    model: PreTrainedModel, pair: Pair, chunks: Tensor, layers: Mapping[str, Layer], plan: Plan
 ) -> None:
     """Round the output matrix by what comes out of the last block; a tied one is the table of tokens too."""
     path = step_path(plan.folder, HEAD)
@@ -287,11 +162,7 @@ def _round_head(
     tensors: dict[str, npt.NDArray[Any]] = {}
     facts: dict[str, dict[str, Any]] = {}
     if layer is not None and plan.types[layer.weight.name] in GRIDS:
-        found = _new_moments()
-        for chunk, ids in enumerate(chunks):
-            y, x = (blocks.last(model, ids, chunk) for blocks in (pair.quantized, pair.floats))
-            _add(found, chunk, len(chunks), y, x)
-        moments = Moments(*found)
+        moments = pair.last_moments(model, chunks)
         moments.check("the output matrix")
         is_tied = weight is model.get_input_embeddings().weight
         _keep(layer, _round(layer, moments, plan, _TABLE_DAMPING if is_tied else DAMPING), tensors, facts)
@@ -338,28 +209,14 @@ def _restore(module: nn.Module, layer: Layer, stored: Mapping[str, npt.NDArray[A
     if data is None:
         data = plan.bytes_before(weight)
     bias = stored.get(layer.bias.name) if layer.bias is not None else None
-    _put(module, layer, dequantize_rows(type_name, data, weight.n_per_row), bias)
-
-
-def _put(module: nn.Module, layer: Layer, rows: Floats, bias: Floats | None) -> None:
-    """Put a matrix of the file, and a bias, into the layer that it came from."""
-    turned = np.empty_like(rows)
-    turned[layer.order] = rows
-    weight = cast(nn.Parameter, module.weight)
-    value = torch.from_numpy(turned.T.copy() if isinstance(module, Conv1D) else turned)
-    weight.data = value.to(weight)
-    if bias is not None:
-        own = cast(nn.Parameter, module.bias)
-        turned_bias = np.empty_like(bias)
-        turned_bias[layer.order] = bias
-        own.data = torch.from_numpy(turned_bias).to(own)
+    put(module, layer, dequantize_rows(type_name, data, weight.n_per_row), bias)
 
 
 def _round_table(model: PreTrainedModel, layers: Mapping[str, Layer], plan: Plan) -> None:
     """Put llama.cpp's own rounding of the token table into the model, if the file has it rounded."""
     table = model.get_input_embeddings()
     for name, layer in layers.items():
-        if model.get_submodule(name) is table and layer.rounds(plan):
+        if model.get_submodule(name) is table and plan.rounds(layer):
             _restore(table, layer, {}, plan)
 
 

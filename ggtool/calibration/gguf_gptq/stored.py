@@ -7,7 +7,7 @@ matrix as JSON in its metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,27 @@ def read_step(path: Path) -> tuple[Tensors, Facts] | None:
         return None
 
 
-def read_all(folder: Path) -> tuple[Tensors, Facts]:
-    """Return the tensors and facts of all steps in a folder."""
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    facts: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob(f"*{_SUFFIX}")):
-        step = read_step(path)
-        assert step is not None, f"{path} was written whole"
-        tensors.update(step[0])
-        facts.update(step[1])
-    return tensors, facts
+class StoredTensors(Mapping[str, npt.NDArray[Any]]):
+    """The tensors of all steps in a folder, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._held_in: dict[str, Path] = {}
+        self.facts: dict[str, Mapping[str, Any]] = {}
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            with safe_open(path, "numpy") as stored:
+                self._held_in.update(dict.fromkeys(stored.keys(), path))
+                self.facts.update(json.loads(stored.metadata()[_FACTS]))
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Read a tensor."""
+        with safe_open(self._held_in[name], "numpy") as stored:
+            found: npt.NDArray[Any] = stored.get_tensor(name)
+            return found
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the tensors' names."""
+        return iter(self._held_in)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._held_in)
