@@ -352,6 +352,30 @@ def test_a_crash_in_an_answer_is_said_and_the_conversation_goes_on(talker, tmp_p
         assert terminal.child.wait(10) == 0
 
 
+def test_several_lines_a_retry_and_another_model(talker, folder) -> None:
+    other = tiny_gguf.gpt2(folder / "other.gguf", n_ctx=4096, always="Q").path
+    with Pseudo(talker, {}, n_predict=5) as terminal:
+        terminal.expect(">>>")
+        terminal.type(f"one\\{ENTER}")
+        terminal.expect("...")
+        terminal.type(f"two{ENTER}")
+        for command in ("/retry", f"/model {other}"):
+            terminal.expect("PPPPP")
+            terminal.expect("5 tokens")
+            terminal.expect(">>>")
+            terminal.type(f"{command}{ENTER}")
+        terminal.expect("other.gguf · ")
+        terminal.expect(">>>")
+        terminal.type(f"three{ENTER}")
+        terminal.expect("QQQQQ")
+        terminal.expect(">>>")
+        terminal.type(f"/stats{ENTER}")
+        terminal.expect(", 2 answers")
+        terminal.expect(">>>")
+        terminal.type(CTRL_D)
+        terminal.expect("left in good order")
+
+
 def show_size(terminal: Pseudo, rows: int, columns: int) -> None:
     """Resize the terminal, as a window manager does."""
     fcntl.ioctl(terminal.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from running_server import Server, serving
 
-from ggtool.source.resolve import bundled
-
 POSTS = {
     "/v1/chat/completions": {
         "model": "demo",
@@ -196,16 +194,16 @@ def test_three_thousand_broken_bodies_and_no_growth(server) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("schemathesis") is None, reason="schemathesis is not installed")
 def test_schemathesis(demo_gguf, template, tmp_path) -> None:
-    """Thousands of requests made of the server's own OpenAPI document; a short context keeps their answers short."""
+    """Three thousand requests made of the server's own OpenAPI document; a short context keeps their answers short."""
     options = ["--chat-template", str(template), "--threads", "1", "--slots", "4", "--n-ctx", "64"]
-    with serving(tmp_path, [f"demo={demo_gguf}", f"fp32={bundled().folder}@hf-fp32", *options]) as server:
+    with serving(tmp_path, [f"demo={demo_gguf}", *options]) as server:
         assert server.request("/v1/completions", POSTS["/v1/completions"])[0] == 200
         child = server.child()
         command = ["schemathesis", "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error"]
-        command += ["--max-examples", "250", "--no-color", "--phases", "coverage,fuzzing"]
+        command += ["--max-examples", "100", "--no-color", "--phases", "coverage,fuzzing"]
         command += ["--request-timeout", "60", "--seed", "1"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=tmp_path)
         print(found.stdout[-1500:])
         assert found.returncode == 0, found.stdout[-4000:]
         assert "Traceback" not in server.log.read_text()
-        assert child in server.children()  # the model's process never ended
+        assert server.child() == child  # the model's process never ended
