@@ -43,6 +43,11 @@ def study(
     chunks: Annotated[
         int, typer.Option("--chunks", min=0, help="Chunks to score; 0 takes the whole text.")
     ] = 40,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", help="Tasks to answer as well, as for sweep.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Items of each task; 0 takes all.")] = 0,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,12 +74,15 @@ def study(
     """
     from ggtool.evaluation.experiment import find_preset, read_experiment, request_from
     from ggtool.evaluation.samples import PROMPTS, SampleSettings
+    from ggtool.formats import split_list
 
     flags = {
         "model": model,
         "revision": revision,
         "corpus": corpus,
         "chunks": chunks,
+        "tasks": None if tasks is None else tuple(split_list(tasks)),
+        "limit": limit,
         "timeout": timeout,
         "wait_for_quiet": wait_for_quiet,
         "threads": threads,

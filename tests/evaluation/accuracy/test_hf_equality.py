@@ -18,7 +18,7 @@ from ggtool.source.resolve import bundled
 ROOT = Path(__file__).parents[3]
 WIKI = ROOT / "shared" / "models" / "gpt2-wiki-51m"
 WIKI = WIKI if WIKI.exists() else ROOT.parent / "shared" / "models" / "gpt2-wiki-51m"
-N_ITEMS = 30
+N_ITEMS = 16
 # Log-likelihoods may differ by so much of a nat in all for the same weights in torch.
 MOST = 1e-4
 
@@ -102,7 +102,7 @@ def test_every_item_is_answered_alike(name: str, text: str, tmp_path: Path, requ
         pytest.skip("gpt2-wiki-51m is not beside the project")
     folder = {"gpt2-demo": bundled().folder, "gpt2-wiki-51m": WIKI}.get(name)
     folder = folder or request.getfixturevalue("stories15m")
-    paths = make_task_files(tmp_path, text, N_ITEMS)
+    paths = make_task_files(tmp_path, text, N_ITEMS, long_text=5000)
     # lm-eval's model scores a beginning-of-text token that the tokenizer adds to a whole text as if it belonged to the text.
     once = ",add_bos_token=False" if name == "stories15m" else ""
     hf = f"pretrained={folder},dtype=float32,device=cpu"
