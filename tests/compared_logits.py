@@ -77,7 +77,7 @@ def compare(drawn: Draw, folder: Path) -> Outcome:
         return Outcome("equal", kld=kld)
     if kld < MOST_KLD_ROUNDED and _reads_gelu_from_a_table(model):
         of_table = float(divergences(found[: len(wanted)], _logits(model)).mean())
-        if of_table < MOST_KLD / 100:
+        if of_table < MOST_KLD:
             return Outcome("rounded", f"{of_table:.1e} from transformers with llama.cpp's table of GELU", kld)
     notes = " ".join(made.plan.notes)
     window = settings.get("sliding_window", 4096)
