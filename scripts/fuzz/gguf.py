@@ -413,7 +413,13 @@ def main() -> None:
         run_atheris(options.atheris, options.corpus)
     failed = run(options.inputs, options.start, options.out) if options.inputs else 0
     if options.commands:
-        lines = options.command or ["inspect FILE", "verify FILE", "diff FILE FILE", "chat FILE", "serve FILE"]
+        lines = options.command or [
+            "inspect FILE",
+            "verify FILE",
+            "diff FILE FILE",
+            "chat FILE",
+            "serve FILE",
+        ]
         failed += run_commands(options.commands, options.start, options.out, lines)
     sys.exit(1 if failed else 0)
 
