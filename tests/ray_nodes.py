@@ -88,5 +88,7 @@ def ray_nodes(folder: Path, n_nodes: int, n_cpus: float = 1) -> Iterator[RayNode
             yield RayNodes(process, caches, folder / "cluster.log")
         finally:
             assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.close()
             process.wait(60)
+            process.stdout.close()

@@ -47,6 +47,7 @@ class SamplingParams:
 class LoadOptions:
     """Where and how to open a model.
 
+    gpus: for device "cuda" the GPUs by number, several to have a torch model's blocks on them in turn; () is the first.
     n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
     shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp).
     components: which matrices a from-scratch format quantizes, by the grammar of
@@ -67,6 +68,7 @@ class LoadOptions:
     engine: Engine = "auto"
     exact: bool = False
     quick_steps: bool = False
+    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def runtime_of(fmt: Format, options: LoadOptions) -> str:
     """Return the "module:class" that runs a format with these options."""
     if options.engine == "ggtool":
         return _ENGINES[fmt.runtime]
-    is_engine = options.engine == "auto" and options.device == "cuda" and fmt.runtime == "huggingface"
+    is_first_gpu = options.device == "cuda" and not options.gpus
+    is_engine = options.engine == "auto" and is_first_gpu and fmt.runtime == "huggingface"
     return _ENGINES[fmt.runtime] if is_engine else RUNTIMES[fmt.runtime]
 
 

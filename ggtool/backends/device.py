@@ -8,7 +8,24 @@ from typing import Literal
 from ggtool.errors import UsageError
 from ggtool.system.machine import NO_CUDA
 
+_DEVICES: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto", "cpu", "cuda")
+_MOST_DIGITS = 5
 _DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def parse_device(text: str) -> tuple[Literal["auto", "cpu", "cuda"], tuple[int, ...]]:
+    """Return what --device says: where to compute, and GPUs by number as in cuda:0,1. UsageError for anything else."""
+    kind, colon, numbers = text.strip().lower().partition(":")
+    if colon and kind == "cuda":
+        listed = numbers.split(",")
+        if all(number.isdecimal() and len(number) < _MOST_DIGITS for number in listed):
+            gpus = tuple(int(number) for number in listed)
+            if len(set(gpus)) == len(gpus):
+                return "cuda", gpus
+    for known in _DEVICES:
+        if kind == known and not colon:
+            return known, ()
+    raise UsageError(f"--device is auto, cpu, cuda, or GPUs by number such as cuda:0,1, not {text!r}.")
 
 
 def choose_device(asked: Literal["auto", "cpu", "cuda"], *, for_torch: bool = True) -> Literal["cpu", "cuda"]:

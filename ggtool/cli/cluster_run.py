@@ -32,6 +32,7 @@ def planned_on_ray(
             request = replace(request, threads=int(min(node.cpus for node in nodes)))
         if request.device == "auto":
             request = replace(request, device="cuda" if _gpus(nodes) else "cpu")
+        request = replace(request, gpus=tuple(range(len(request.gpus))))  # of those that a row is handed
         board = ClusterBoard(None, scheduler, quiet=quiet)
         with board.live():
             what = plan(request, notify, lambda stage, done, total: None, spread=Spread(scheduler, board))

@@ -11,9 +11,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ggtool.cli.flags import (
+    DEVICES_HELP,
     Calibration,
     CalibrationChunks,
-    Device,
     Engine,
     Model,
     Revision,
@@ -130,10 +130,8 @@ class EvalFlags:
         ),
     ] = None
     device: Annotated[
-        Device | None,
-        typer.Option(
-            "--device", case_sensitive=False, help="Where to run. Default: auto.", show_default=False
-        ),
+        str | None,
+        _option("--device", f"{DEVICES_HELP} Default: auto."),
     ] = None
     engine: Annotated[
         Engine | None,

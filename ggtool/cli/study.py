@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ggtool.cli.flags import DeviceOption, Json, Model, Quiet, Revision, Threads, WaitForQuiet
+from ggtool.cli.flags import DEVICES_HELP, Json, Model, Quiet, Revision, Threads, WaitForQuiet
 from ggtool.cli.ray_flag import RayAddress
 from ggtool.errors import MeasureError
 from ggtool.system.schedule.work import Node, Scheduler, Silent, Watch, Work
@@ -61,7 +61,7 @@ def study(
     ] = 7200,
     wait_for_quiet: WaitForQuiet = None,
     threads: Threads = 0,
-    device: DeviceOption = "auto",
+    device: Annotated[str, typer.Option("--device", help=DEVICES_HELP)] = "auto",
     ray: RayAddress = None,
     json_: Json = False,
     quiet: Quiet = False,

@@ -297,6 +297,7 @@ def _blank_record(what: Plan, target: Target, node: Node) -> EvalRecord:
             **where,
             "device": what.device,
             "threads": str(what.request.threads),
+            **({"gpus": ",".join(map(str, what.request.gpus))} if what.request.gpus else {}),
         },
         test_time=_now(),
         keys={str(task): key for task, key in target_keys(what, target, node.facts).items()},

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from ggtool.backends import ENGINES
+from ggtool.backends.device import parse_device
 from ggtool.errors import UsageError
 from ggtool.evaluation.request import EvalRequest
 from ggtool.formats import split_list
@@ -56,7 +57,7 @@ _KEYS: Mapping[str, _Key] = MappingProxyType(
         "reference": _Key("reference", str),
         "calibration": _Key("calibration", str),
         "calibration_chunks": _Key("calibration_chunks", int),
-        "device": _Key("device", str, choices=("auto", "cpu", "cuda")),
+        "device": _Key("device", str),
         "engine": _Key("engine", str, choices=ENGINES),
         "threads": _Key("threads", int),
         "repetitions": _Key("repetitions", int, 1),
@@ -108,6 +109,7 @@ def request_from(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> EvalR
     """Return the request of a file's settings; flags that are not None override the file."""
     merged = {**settings, **{key: value for key, value in flags.items() if value is not None}}
     fields = {_KEYS[key].field: value for key, value in merged.items()}
+    fields["device"], fields["gpus"] = parse_device(fields.get("device") or "auto")
     fields["threads"] = fields.get("threads") or usable_cpus()
     return EvalRequest(**{"backends": (), **fields})
 
@@ -127,6 +129,11 @@ def _check(path: Path, key: str, value: Any) -> Any:
         if value.lower() not in known.choices:
             raise UsageError(f"{where} is one of {', '.join(known.choices)}, not {value!r}.")
         return value.lower()
+    if known.field == "device":
+        try:
+            parse_device(value)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
     if known.kind is str:
         return value
     for number in value if known.kind is tuple else [value]:

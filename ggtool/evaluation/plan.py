@@ -105,7 +105,14 @@ class Plan:
         """Return how a child opens a target, by `engine` instead of the request's if that is told."""
         request = self.request
         chosen = engine or request.engine
-        options = LoadOptions(request.n_ctx, request.threads, self.device, target.components, engine=chosen)
+        options = LoadOptions(
+            request.n_ctx,
+            request.threads,
+            self.device,
+            target.components,
+            engine=chosen,
+            gpus=request.gpus,
+        )
         return ModelToOpen(target.format, target.path, options)
 
 
@@ -131,6 +138,10 @@ def plan(
     asked = request.reference
     reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
     everything = specs if reference is None else [*specs, reference]
+    if request.gpus and not all(_runs_in_torch(spec) for spec in everything):
+        raise UsageError(
+            "GPUs by number are for hf-*, bnb-* and scratch-* formats; llama.cpp's run with --device cuda."
+        )
     check_calibration(everything, request.calibration)
     needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
     source = resolve(request.model, request.revision, notify) if needs_source else None

@@ -97,6 +97,8 @@ def _settings(what: Plan, target: Target, task: Task, facts: NodeFacts) -> dict[
         "device": what.device,
         "versions": target_versions(target, facts),
     }
+    if what.request.gpus:
+        settings["gpus"] = len(what.request.gpus)
     if what.device == "cuda":
         settings["engine"] = [request.engine, sources_sha256("backends/engine", "kernels")]
     if is_packed(target):

@@ -30,6 +30,7 @@ class EvalRequest:
     earlier run recorded as disturbed is then measured again.
     tasks: as `--tasks` takes them (`ggtool.evaluation.accuracy.task_files`); limit: the first items of each, 0 is all. Tasks are
     asked in the model's own context, 4096 at most.
+    gpus: for device cuda the GPUs by number, several for models that one does not hold.
     engine "auto" measures speed and memory on ggtool's engine where it serves, and quality on the format's own runtime.
     """
 
@@ -48,6 +49,7 @@ class EvalRequest:
     calibration: str | None = None
     calibration_chunks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: tuple[int, ...] = ()
     engine: Engine = "auto"
     threads: int = 2
     repetitions: int = 5

@@ -92,7 +92,7 @@ def needs_of(what: Plan, job: worker.Job, *, alone: bool, kind: str, gpu_bytes: 
     gpus = 0.0
     if what.device == "cuda":
         share = 1.0 if alone or not gpu_bytes else n_bytes / gpu_bytes
-        gpus = min(1.0, math.ceil(share * _GPU_PARTS) / _GPU_PARTS)
+        gpus = len(what.request.gpus) or min(1.0, math.ceil(share * _GPU_PARTS) / _GPU_PARTS)
     return Needs(job.threads, gpus, n_bytes, alone, kind if alone else "")
 
 

@@ -9,6 +9,7 @@ whatever compute type was asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,8 +37,12 @@ class BitsAndBytes:
     quant_type: Literal["fp4", "nf4"] = "nf4"
     double_quant: bool = False
 
-    def load(self, folder: Path, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def load(
+        self, folder: Path, device: Device, dtype: torch.dtype | None = None, devices: Sequence[str] = ()
+    ) -> PreTrainedModel:
         """Load the checkpoint in `folder`, quantizing on the way; dtype is that of products and of the rest.
+
+        devices: several, to have the blocks on them in turn.
 
         Raises SourceError when it cannot be loaded, MeasureError when nothing was quantized or the library
         restores wrong weights.
@@ -45,7 +50,9 @@ class BitsAndBytes:
         with quiet_and_offline():
             import_bitsandbytes()
         dtype = dtype or compute_dtype(device)
-        model = load_float(folder, dtype, device, quantization_config=self._config(dtype))
+        scale = self.bits / 8 / dtype.itemsize  # of a block's bytes, to the rest's
+        config = self._config(dtype)
+        model = load_float(folder, dtype, device, devices, scale, quantization_config=config)
         matrices = find_matrices(model)
         if not any(matrix.is_quantized for matrix in matrices):
             raise MeasureError(f"bitsandbytes quantized none of the {len(matrices)} matrices of {folder}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ggtool.errors import SourceError
+from ggtool.quantizers.device_map import device_map
 from ggtool.quantizers.quiet import quiet_and_offline
 from ggtool.quantizers.saved_folder import CONFIG_KEY, CONFIG_NAME, is_quantized_folder
 from ggtool.source.names import renamings
@@ -102,21 +103,30 @@ def _without_adapter(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def load_float(folder: Path, dtype: torch.dtype, device: Device, **quantization: Any) -> PreTrainedModel:
+def load_float(
+    folder: Path,
+    dtype: torch.dtype,
+    device: Device,
+    devices: Sequence[str] = (),
+    block_scale: float = 1.0,
+    **quantization: Any,
+) -> PreTrainedModel:
     """Load by transformers' loader in `dtype`, in eval mode; `quantization` goes to from_pretrained.
 
+    devices: several, to have the blocks on them in turn; block_scale as in `ggtool.quantizers.device_map.device_map`.
     Raises SourceError, in one line, when the checkpoint cannot be loaded whole.
     """
     refuse_quantized(folder)
     config = read_config(folder)
     names = [tensor.name for tensor in open_checkpoint(folder).values()]  # names a damaged file in our words
     patterns = renamings(names)
+    placed = device_map(skeleton(folder), devices, block_scale=block_scale) if devices else {"": device}
     with _explained(folder), _without_adapter(folder) as plain:
         model, info = AutoModelForCausalLM.from_pretrained(
             plain,
             config=config,
             dtype=dtype,
-            device_map={"": device},
+            device_map=placed,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

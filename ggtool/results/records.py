@@ -189,7 +189,8 @@ class MemoryUsage:
     what the interpreter and its libraries took before the model. pss (shared pages divided among those who share
     them), uss (private pages) and rss with its anonymous, file-backed and shared-memory parts are what is held
     after the last token. peak_vram_bytes is what torch reserved at most, peak_vram_allocated_bytes what tensors
-    took of it, vram_process_bytes the driver's count. None: the machine does not report it.
+    took of it, vram_process_bytes the driver's count; of all GPUs together,
+    vram_bytes_by_device being what torch reserved at most on each of several. None: the machine does not report it.
     """
 
     weights_bytes: int
@@ -208,6 +209,7 @@ class MemoryUsage:
     rss_shmem_bytes: int | None = None
     peak_vram_allocated_bytes: int | None = None
     vram_process_bytes: int | None = None
+    vram_bytes_by_device: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

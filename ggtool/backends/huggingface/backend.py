@@ -40,6 +40,7 @@ from ggtool.formats import Format
 from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX
 from ggtool.quantizers import Quantizer, load_attribute
 from ggtool.quantizers.bnb import BitsAndBytes
+from ggtool.quantizers.device_map import spread_over
 from ggtool.quantizers.finite import first_broken, is_finite
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.linear import product_ways
@@ -90,9 +91,13 @@ class HuggingFaceBackend:
         """
         if options.device == "cuda" and not torch.cuda.is_available():
             raise UsageError(NO_CUDA)
+        if options.gpus and max(options.gpus) >= torch.cuda.device_count():
+            raise UsageError(
+                f"there is no GPU {max(options.gpus)} here: {torch.cuda.device_count()} are visible, numbered from 0."
+            )
         torch.set_num_threads(options.threads)
         self._folder = path
-        self._device = options.device
+        self._device = f"cuda:{options.gpus[0]}" if options.gpus else options.device
         config = read_config(path).get_text_config(decoder=True)
         self.n_ctx = _choose_n_ctx(config, options.n_ctx, path.name)
         self.n_vocab = int(config.vocab_size)
@@ -263,7 +268,7 @@ class HuggingFaceBackend:
         """Free the model and what CUDA's allocator keeps of it. Closing twice is allowed."""
         self._model = nn.Module()
         gc.collect()
-        if self._device == "cuda":
+        if self._device != "cpu":
             torch.cuda.empty_cache()
 
     def _check_positions(self, tokens: Sequence[int], start: int) -> None:
@@ -342,15 +347,20 @@ class HuggingFaceBackend:
 
 
 def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
+    devices = [f"cuda:{gpu}" for gpu in options.gpus]
     if is_quantized_folder(path):  # what format it is in, it says itself
+        if devices:
+            return spread_over(load_quantized(path, "cpu"), devices)
         return load_quantized(path, options.device)
     if fmt.quantizer is None:
-        return load_float(path, _FLOAT_TYPES[fmt.name], options.device)
+        return load_float(path, _FLOAT_TYPES[fmt.name], options.device, devices)
     found = load_attribute(fmt.quantizer)
     if isinstance(found, BitsAndBytes):
         dtype = None if fmt.compute is None else _FLOAT_TYPES[f"hf-{fmt.compute}"]
-        return found.load(path, options.device, dtype)
+        return found.load(path, options.device, dtype, devices)
     make = cast(Callable[[], Quantizer], found)
+    if devices:
+        return spread_over(load_packed(path, make(), "cpu", options.components), devices)
     return load_packed(path, make(), options.device, options.components)
 
 

@@ -39,6 +39,7 @@ class _Vram(TypedDict):
     peak_vram_bytes: int | None
     peak_vram_allocated_bytes: int | None
     vram_process_bytes: int | None
+    vram_bytes_by_device: tuple[int, ...]
 
 
 @dataclass
@@ -141,10 +142,17 @@ def _vram() -> _Vram:
     torch = sys.modules.get("torch")  # never imported for this: a llama.cpp process has no torch
     if torch is None or not torch.cuda.is_available():
         return _Vram(
-            peak_vram_bytes=None, peak_vram_allocated_bytes=None, vram_process_bytes=nvidia.process_bytes()
+            peak_vram_bytes=None,
+            peak_vram_allocated_bytes=None,
+            vram_process_bytes=nvidia.process_bytes(),
+            vram_bytes_by_device=(),
         )
+    devices = range(torch.cuda.device_count())
+    reserved = [int(torch.cuda.max_memory_reserved(device)) for device in devices]
+    used = tuple(n_bytes for n_bytes in reserved if n_bytes)
     return _Vram(
-        peak_vram_bytes=int(torch.cuda.max_memory_reserved()),
-        peak_vram_allocated_bytes=int(torch.cuda.max_memory_allocated()),
+        peak_vram_bytes=sum(used),
+        peak_vram_allocated_bytes=sum(int(torch.cuda.max_memory_allocated(device)) for device in devices),
         vram_process_bytes=nvidia.process_bytes(),
+        vram_bytes_by_device=used if len(used) > 1 else (),
     )
