@@ -124,9 +124,10 @@ def is_adapter_request(request: ConvertRequest) -> bool:
 def make_adapter(request: ConvertRequest, notify: Notify) -> list[ConvertedAdapter]:
     """Convert a LoRA adapter to GGUF, one file a quant type. Raises what `convert_adapter` raises."""
     assert request.model is not None
-    if request.imatrix or request.calibration or request.recipe or request.target or request.vocab_only:
+    others = (request.imatrix, request.calibration, request.recipe, request.target, request.vocab_only)
+    if any(others) or request.method != "imatrix":
         raise UsageError(
-            "an adapter takes no importance matrix, no recipe and no target; pass --merge for those."
+            "an adapter takes no importance matrix, no method, no recipe and no target; pass --merge for those."
         )
     formats = [find_qtype(name) for name in split_list(request.qtypes) or ["f16"]]
     folder = Path(request.model).expanduser()
@@ -258,6 +259,8 @@ def rounded(
         threads=threads,
         progress=lambda done, total: progress(f"rounding {fmt.name}", done, total),
     )
+    if not found.facts:  # no tensor of a type that is rounded so
+        return options
     return replace(options, rounded=found.tensors, method=f"gptq: {recipe(calibration, found)}")
 
 
@@ -296,6 +299,8 @@ def check_request(request: ConvertRequest, *, dry_run: bool = False) -> None:
         raise UsageError(
             "--method gptq measures what flows through the model: pass a text with --calibration."
         )
+    if request.device != "cpu" and request.method != "gptq":
+        raise UsageError("--device is for --method gptq; llama.cpp's own rounding runs on the CPU.")
     if request.method == "gptq" and request.imatrix:
         raise UsageError("--method gptq makes its own importance matrix of the text; leave out --imatrix.")
     if dry_run and (request.calibration or request.target):

@@ -234,7 +234,8 @@ def test_a_run_that_was_killed_goes_on_from_its_last_block(tiny_gpt2: Path, tmp_
 
 def test_the_method_needs_a_text_of_its_own(tiny_gpt2: Path, tmp_path: Path) -> None:
     request = ConvertRequest(qtypes=("q4_0",), model=str(tiny_gpt2), method="gptq", out=tmp_path)
-    for wrong in (request, replace(request, calibration=tmp_path / "a.txt", imatrix=tmp_path / "b.gguf")):
+    both = replace(request, calibration=tmp_path / "a.txt", imatrix=tmp_path / "b.gguf")
+    for wrong in (request, both, replace(request, method="imatrix", device="cuda")):
         with pytest.raises(UsageError):
             convert(wrong)
     assert not list(tmp_path.glob("*.gguf"))
