@@ -60,6 +60,10 @@ def make_samples(
         if (kept := _kept(what, target, prompts, settings, made, scheduler.nodes)) is not None:
             yield kept
             continue
+        if target.failure:
+            keys = _keys(what, target, prompts, settings, scheduler.nodes[0])
+            yield _samples(settings, source, [[] for _ in prompts], keys, target, target.failure)
+            continue
         job = ContinueJob(
             what.to_open(target),
             prompts=prompts,
@@ -76,20 +80,32 @@ def make_samples(
         target = targets[done.work.key]
         keys = _keys(what, target, prompts, settings, done.node)
         found = [[] for _ in prompts] if done.failure else done.result.numbers["continuations"]
-        yield [
-            Sample(
-                format=target.label,
-                prompt=prompt,
-                tokens=tuple(tokens),
-                text=corpus.detokenize(tokens, source) if tokens else "",
-                seed=settings.seed,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                key=key,
-                failure=done.failure,
-            )
-            for prompt, tokens, key in zip(settings.prompts, found, keys, strict=True)
-        ]
+        yield _samples(settings, source, found, keys, target, done.failure)
+
+
+def _samples(
+    settings: SampleSettings,
+    source: ModelSource,
+    found: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    target: Target,
+    failure: str,
+) -> list[Sample]:
+    """Return a target's texts, of the new tokens of each prompt; without text where there is a failure."""
+    return [
+        Sample(
+            format=target.label,
+            prompt=prompt,
+            tokens=tuple(tokens),
+            text=corpus.detokenize(list(tokens), source) if tokens else "",
+            seed=settings.seed,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            key=key,
+            failure=failure,
+        )
+        for prompt, tokens, key in zip(settings.prompts, found, keys, strict=True)
+    ]
 
 
 def _kept(

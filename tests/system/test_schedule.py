@@ -101,6 +101,13 @@ def test_a_work_whose_worker_is_lost_again_and_again_is_given_up() -> None:
     assert one.reasons == [f"its worker was lost {MOST_LOSSES + 1} times: the node was lost"]
 
 
+def test_a_work_whose_files_are_gone_is_tried_nowhere() -> None:
+    one = Waiting(work("q"))
+    one.give_up("cannot read /model")
+    assert one.is_hopeless([LARGE, SMALL])
+    assert one.reasons == ["cannot read /model"]
+
+
 def test_what_no_node_can_hold_is_named() -> None:
     assert "8 threads, and the largest node has 4 CPUs" in unplaceable([work("q", cpus=8)], [LARGE, SMALL])
     assert "needs a GPU" in unplaceable([work("q", gpus=0.5)], [SMALL])

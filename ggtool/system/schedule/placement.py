@@ -36,6 +36,11 @@ class Waiting:
         if self.losses > MOST_LOSSES:
             self.reasons.append(f"its worker was lost {self.losses} times: {reason}")
 
+    def give_up(self, reason: str) -> None:
+        """Have it tried on no other node: what is wrong is the same on each."""
+        self.losses = MOST_LOSSES + 1
+        self.reasons.append(reason)
+
     def is_hopeless(self, nodes: Collection[Node]) -> bool:
         """Whether it was tried often enough, or on every node that it may run on."""
         if self.losses > MOST_LOSSES or len(self.failed_on) >= MOST_NODES:

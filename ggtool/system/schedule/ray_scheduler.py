@@ -160,9 +160,14 @@ class RayScheduler:
                 busy = _by_node(running)
                 while (found := choose(ready, self.nodes, busy, holds)) is not None:
                     waiting, node = found
-                    held.remove(waiting)
                     ready.remove(waiting)
-                    running.append(_Running(waiting, node, self._start(waiting.work, node)))
+                    try:
+                        stream = self._start(waiting.work, node)
+                    except OutputError as error:  # a file that it reads is gone
+                        waiting.give_up(str(error))
+                        continue
+                    held.remove(waiting)
+                    running.append(_Running(waiting, node, stream))
                     holds.setdefault(node.id, set()).update(waiting.work.files)
                     busy = _by_node(running)
                     watch.running(waiting.work, node, "starting", 0, 1)
