@@ -21,7 +21,7 @@ from ggtool.evaluation.jobs import MemoryJob, QualityJob, Reference, SpeedJob, T
 from ggtool.evaluation.node_facts import node_facts
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import Known, runtimes, target_keys
-from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of, smallest_gpu_bytes
+from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of
 from ggtool.results.records import EvalRecord, part_from_dict
 from ggtool.results.tasks import TaskResult
 from ggtool.system import worker
@@ -88,7 +88,6 @@ def measure_rows(
     """
     kept = known or {}
     kind = _commonest_kind(scheduler.nodes)
-    gpu_bytes = smallest_gpu_bytes(scheduler.nodes)
     open_rows = {target: _OpenRow(what, target, kept.get(target, {})) for target in what.targets}
     with tempfile.TemporaryDirectory(prefix="ggtool-eval-") as name, _Judge(what) as judge:
         folder = Path(name)
@@ -107,7 +106,7 @@ def measure_rows(
                         f"{target.label}: {task}",
                         RUN_ROW,
                         row_of(what, job, timeout_s),
-                        needs_of(what, job, alone=task in ALONE, kind=kind, gpu_bytes=gpu_bytes),
+                        needs_of(what, job, alone=task in ALONE, kind=kind, nodes=scheduler.nodes),
                         files_of(what, job),
                         # A model that cannot be scored is not worth timing.
                         f"{number} quality" if task != "quality" and "quality" in row.to_do else "",

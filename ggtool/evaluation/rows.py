@@ -86,19 +86,20 @@ def files_of(what: Plan, job: worker.Job) -> tuple[Files, ...]:
     return tuple(found)
 
 
-def needs_of(what: Plan, job: worker.Job, *, alone: bool, kind: str, gpu_bytes: int) -> Needs:
-    """Return what a job takes of a node. gpu_bytes: memory of the cluster's smallest GPU; kind: where it must run."""
+def needs_of(what: Plan, job: worker.Job, *, alone: bool, kind: str, nodes: Sequence[Node]) -> Needs:
+    """Return what a job takes of one of the nodes; kind: where it must run.
+
+    On GPUs, counted by the smallest: what its models take of one, and no more CPUs than belong to that part, for its threads mostly wait.
+    """
     n_bytes = _LIBRARIES_BYTES + sum(_loaded_bytes(what, model) for model in _models(job))
-    gpus = 0.0
+    cpus, gpus = job.threads, 0.0
     if what.device == "cuda":
+        gpu_bytes = min((node.facts.gpu_bytes for node in nodes if node.gpus), default=0)
         share = 1.0 if alone or not gpu_bytes else n_bytes / gpu_bytes
         gpus = len(what.request.gpus) or min(1.0, math.ceil(share * _GPU_PARTS) / _GPU_PARTS)
-    return Needs(job.threads, gpus, n_bytes, alone, kind if alone else "")
-
-
-def smallest_gpu_bytes(nodes: Sequence[Node]) -> int:
-    """Return the memory of the nodes' smallest GPU, 0 where there is none."""
-    return min((node.facts.gpu_bytes for node in nodes if node.gpus), default=0)
+        belonging = min((node.cpus / node.gpus for node in nodes if node.gpus), default=cpus)
+        cpus = max(1, min(cpus, int(belonging * gpus)))
+    return Needs(cpus, gpus, n_bytes, alone, kind if alone else "")
 
 
 def _is_made_anywhere(what: Plan, model: ModelToOpen) -> bool:

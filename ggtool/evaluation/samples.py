@@ -14,7 +14,7 @@ from ggtool.errors import UsageError
 from ggtool.evaluation.jobs import ContinueJob
 from ggtool.evaluation.plan import Plan, Target
 from ggtool.evaluation.record_keys import settings_sha256, target_versions
-from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of, smallest_gpu_bytes
+from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of
 from ggtool.results.samples import Sample
 from ggtool.source.resolve import ModelSource
 from ggtool.system.schedule.work import Node, Scheduler, Watch, Work
@@ -52,7 +52,6 @@ def make_samples(
     """
     prompts = [_encode(prompt, source, what.request.n_ctx) for prompt in settings.prompts]
     made = {sample.key: sample for sample in known if not sample.failure}
-    gpu_bytes = smallest_gpu_bytes(scheduler.nodes)
     works, targets = [], {}
     for target in what.targets:
         if target.components != "all":
@@ -72,7 +71,7 @@ def make_samples(
             top_k=settings.top_k,
             seed=settings.seed,
         )
-        needs = needs_of(what, job, alone=False, kind="", gpu_bytes=gpu_bytes)
+        needs = needs_of(what, job, alone=False, kind="", nodes=scheduler.nodes)
         row = row_of(what, job, what.request.timeout_s)
         works.append(Work(target.label, f"{target.label}: writing", RUN_ROW, row, needs, files_of(what, job)))
         targets[target.label] = target
