@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -29,7 +29,8 @@ class GgtoolLM(LM):  # type: ignore[misc]  # lm-eval ships no types
     """One format of one model; its token ids are those that an evaluation gives all formats.
 
     pretrained: a checkpoint's folder or repo id; backend: a format's name, or a model on disk, which needs no
-    `pretrained`. n_ctx 0 is the model's own context, 4096 at most, threads 0 all CPUs. Batches are ggtool's own.
+    `pretrained`. n_ctx 0 is the model's own context, 4096 at most, threads 0 all CPUs. A GPU is used where torch sees one, unless the
+    device is "cpu". Batches are ggtool's own.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class GgtoolLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         """Make what the format needs, into ggtool's cache, and load it. Raises what `ggtool eval` raises."""
         super().__init__()
         del batch_size, max_batch_size  # lm-eval passes them to every model
-        where = {"cuda": "cuda", "cpu": "cpu"}.get((device or "auto").partition(":")[0], "auto")
-        found = find_format(backend, pretrained, revision, choose_device(cast(Any, where), for_torch=True))
+        # "cuda:0" is what lm-eval's command line passes where no device was named.
+        where = choose_device("cpu" if device == "cpu" else "auto")
+        found = find_format(backend, pretrained, revision, where)
         options = LoadOptions(
             int(n_ctx),
             int(threads) or usable_cpus(),
