@@ -170,9 +170,11 @@ def test_a_state_folder_that_cannot_be_written_is_no_obstacle(base, talk, tmp_pa
 def test_every_turn_draws_anew_and_a_cleared_conversation_repeats(base, talk) -> None:
     keys = f"/set temperature 5{ENTER}/set seed 9{ENTER}/set top_k 0{ENTER}/set n_predict 20{ENTER}"
     turns = f"Once{ENTER}upon{ENTER}/clear{ENTER}"
-    # Word by word: where a prompt is drawn depends on when the terminal says where its cursor is.
-    answers = [talk(base, f"{keys}{turns}{turns}{CTRL_D}")[0].out.split() for _ in range(2)]
-    assert answers[0] == answers[1]
+    # A transcript's next prompt holds the answer before it.
+    once, upon, *cleared = (prompts := talk(base, f"{keys}{turns}{turns}{CTRL_D}")[1])
+    assert [once, upon] == cleared
+    assert len(upon) > len("Once\nupon")
+    assert talk(base, f"{keys}{turns}{turns}{CTRL_D}")[1] == prompts
     assert talk.seeds == [9, 10, 9, 10]
 
 

@@ -91,7 +91,7 @@ def test_a_study_measures_writes_and_reports_and_is_kept(
     request_: EvalRequest, tmp_path: Path, capsys
 ) -> None:
     out = tmp_path / "study"
-    run(request_, SETTINGS, out, as_json=False, quiet=True)
+    run(request_, SETTINGS, out, None, 1, as_json=False, quiet=True)
     results, samples = (out / "results.jsonl").read_bytes(), (out / "samples.jsonl").read_bytes()
     text = (out / "report.md").read_text()
     assert "cannot be had" not in text
@@ -100,7 +100,7 @@ def test_a_study_measures_writes_and_reports_and_is_kept(
     assert "After “The harbour”" in text
     assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "report.html" in capsys.readouterr().out
-    run(request_, SETTINGS, out, as_json=False, quiet=True)
+    run(request_, SETTINGS, out, None, 1, as_json=False, quiet=True)
     assert (out / "results.jsonl").read_bytes() == results
     assert (out / "samples.jsonl").read_bytes() == samples
 
@@ -111,6 +111,6 @@ def test_a_study_with_a_failure_still_reports_and_says_so(
     (tmp_path / "site").mkdir()
     break_backends(tmp_path / "site", monkeypatch, {"gguf-q4_k_m": "segfault"})
     with pytest.raises(MeasureError, match="1 of 2 formats failed: gguf-q4_k_m"):
-        run(request_, SETTINGS, tmp_path / "study", as_json=False, quiet=True)
+        run(request_, SETTINGS, tmp_path / "study", None, 1, as_json=False, quiet=True)
     text = (tmp_path / "study" / "report.md").read_text()
     assert "`gguf-q4_k_m` failed: quality: the process was ended by SIGSEGV" in text
