@@ -377,8 +377,10 @@ def forked(main: Callable[[], None], arguments: Sequence[str], said: Path) -> in
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 99
     try:
-        with said.open("w") as file, Path(os.devnull).open() as nothing:
-            os.dup2(nothing.fileno(), 0)
+        with said.open("w") as file, tempfile.TemporaryFile() as typed:
+            typed.write(b"Hello\n")  # without a prompt chat ends before it opens a model
+            typed.seek(0)
+            os.dup2(typed.fileno(), 0)
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
             signal.alarm(60)
