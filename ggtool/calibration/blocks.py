@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ggtool.errors import SourceError
+from ggtool.errors import MeasureError, SourceError
+from ggtool.source.safetensors import LazyTensor
 
 
 def block_names(model: PreTrainedModel) -> list[str]:
@@ -19,6 +20,19 @@ def block_names(model: PreTrainedModel) -> list[str]:
         if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
             return [f"{name}.{index}" for index in range(n_blocks)]
     raise SourceError(f"{type(model).__name__} has no list of {n_blocks} blocks to calibrate one by one.")
+
+
+def take_blocks(tensors: dict[str, LazyTensor], names: Sequence[str]) -> dict[str, dict[str, LazyTensor]]:
+    """Take the tensors of each block out of `tensors`; what is left belongs to the rest of the model."""
+    return {
+        name: {key: tensors.pop(key) for key in [*tensors] if key.startswith(f"{name}.")} for name in names
+    }
+
+
+def refuse_not_finite(name: str, *, is_finite: bool) -> None:
+    """Raise MeasureError unless what a layer, or the output matrix, was given is finite."""
+    if not is_finite:
+        raise MeasureError(f"{name} was given a number that is not finite while calibrating.")
 
 
 class Blocks:

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ggtool.calibration.awq import search_factors
-from ggtool.calibration.blocks import Blocks, block_names
+from ggtool.calibration.blocks import Blocks, block_names, refuse_not_finite, take_blocks
 from ggtool.calibration.folds import find_folds, matrix
 from ggtool.calibration.gptq import gptq_codes
 from ggtool.calibration.moments import Moments, observed
 from ggtool.calibration.rounding import pack, restore, round_weighted, spread, table
-from ggtool.errors import MeasureError
 from ggtool.formats import Method
 from ggtool.quantizers.linear import PackedMatrix
 from ggtool.quantizers.matrices import Matrix, find_matrices, select
@@ -57,9 +56,7 @@ def calibrate_model(
         owner = next((name for name in names if one.names[0].startswith(f"{name}.")), None)
         (outside if owner is None else inside[owner]).append(one)
     pack_matrices(model, outside, tensors, quantizer, device)
-    held = {
-        name: {key: tensors.pop(key) for key in [*tensors] if key.startswith(f"{name}.")} for name in names
-    }
+    held = take_blocks(tensors, names)
     fill(model, tensors, device)
     move_buffers(model, device)
     with torch.no_grad():
@@ -88,8 +85,7 @@ def _quantize_block(
         for _ in blocks.run(index):
             forget()
     for name, moments in fed.items():
-        if not bool(moments.gram.isfinite().all()):
-            raise MeasureError(f"{name} was given a number that is not finite while calibrating.")
+        refuse_not_finite(name, is_finite=bool(moments.gram.isfinite().all()))
     if method == "awq":
         _fold_factors(model, blocks, index, linears, fed, quantizer)
     for one in matrices:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ggtool.calibration.blocks import refuse_not_finite
 from ggtool.calibration.gguf_gptq.layers import find_layers
 from ggtool.conversion.model import read_model
-from ggtool.errors import MeasureError
 from ggtool.quantizers.pretrained import Device, load_float, match_tensors, skeleton
 from ggtool.source.resolve import ModelSource
 from ggtool.system.progress import Progress
@@ -58,8 +58,7 @@ def gradient_sums(
     progress(len(chunks), len(chunks))
     found = {name: layer.sums() for name, layer in heard.items() if layer.weights}
     for name, sums in found.items():
-        if not np.isfinite(sums).all():
-            raise MeasureError(f"{name} was given a number that is not finite while calibrating.")
+        refuse_not_finite(name, is_finite=bool(np.isfinite(sums).all()))
     return found
 
 

@@ -24,12 +24,13 @@ from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.calibration.gguf_gptq.inputs import Inputs
 from ggtool.calibration.gguf_gptq.layer import Moments, round_layer
 from ggtool.calibration.gguf_gptq.layers import find_layers, put
-from ggtool.calibration.gguf_gptq.matrix import costs, packed, round_matrix
+from ggtool.calibration.gguf_gptq.matrix import costs, round_matrix
 from ggtool.calibration.make_gguf import ConvertRequest
 from ggtool.calibration.packed import read_calibration
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.errors import UsageError
+from ggtool.gguf.grids import join_rows
 from ggtool.gguf.imatrix import read_imatrix
 from ggtool.gguf.model import open_artifact
 from ggtool.quantizers.packed import fill
@@ -53,7 +54,7 @@ def test_a_matrix_has_half_the_error_of_llama_cpps_rounding(type_name: str) -> N
     weights = np.random.default_rng(2).standard_normal((24, 256)).astype(np.float32)
     importance = hessian.diagonal().copy()
     cost = costs(hessian)
-    data = packed(type_name, round_matrix(type_name, weights, cost, importance, threads=1))
+    data = join_rows(type_name, round_matrix(type_name, weights, cost, importance, threads=1))
     stock = quantize_rows(type_name, weights, importance)
     assert data.nbytes == stock.nbytes
     ours, theirs = (

@@ -5,18 +5,18 @@ Fitted on most calibration chunks; what is kept is decided on the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ggtool.calibration.blocks import refuse_not_finite
 from ggtool.calibration.gguf_gptq.inputs import Inputs, Summary
-from ggtool.calibration.gguf_gptq.matrix import DAMPING, costs, descend, packed, round_matrix
+from ggtool.calibration.gguf_gptq.matrix import DAMPING, Costs, costs, descend, round_matrix
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
-from ggtool.errors import MeasureError
-from ggtool.gguf.grids import GRIDS, split_rows
+from ggtool.gguf.grids import GRIDS, join_rows, split_rows
 
 Floats = npt.NDArray[np.float32]
 # Strengths of the correction for the error of what comes before.
@@ -64,11 +64,34 @@ class Moments:
 
     fitted: Inputs
     judged: Inputs
+    _prepared: dict[tuple[bool, float], Prepared] = field(default_factory=dict, repr=False)
 
     def check(self, name: str) -> None:
         """Raise MeasureError unless all inputs were finite."""
-        if not (self.fitted.is_finite and self.judged.is_finite):
-            raise MeasureError(f"{name} was given a number that is not finite while calibrating.")
+        refuse_not_finite(name, is_finite=self.fitted.is_finite and self.judged.is_finite)
+
+    def prepared(self, *, centred: bool, damping: float) -> Prepared:
+        """Return what is computed of them once for all layers that share the input; see `Inputs.summary`."""
+        key = (centred, damping)
+        if key not in self._prepared:
+            fitted, judged = (one.summary(centred=centred) for one in (self.fitted, self.judged))
+            share = damping * (float(fitted.hessian.diagonal().mean()) or 1.0)
+            damped = fitted.hessian.double() + share * torch.eye(len(fitted.hessian)).to(
+                fitted.hessian.double()
+            )
+            cost = costs(fitted.hessian.cpu().numpy(), damping)
+            self._prepared[key] = Prepared(fitted, judged, cost, torch.linalg.cholesky(damped))
+        return self._prepared[key]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Both summaries, the costs of an error, and the lower Cholesky factor of the damped Hessian in float64."""
+
+    fitted: Summary
+    judged: Summary
+    cost: Costs
+    cholesky: Tensor
 
 
 def round_layer(
@@ -85,10 +108,10 @@ def round_layer(
 
     present: bytes of a file that is there, to be refined: they take the place of llama.cpp's, and nothing is rounded anew.
     """
-    fitted, judged = (one.summary(centred=bias is not None) for one in (moments.fitted, moments.judged))
+    known = moments.prepared(centred=bias is not None, damping=damping)
+    fitted, judged, cost = known.fitted, known.judged, known.cost
     exact = torch.from_numpy(weights).to(fitted.hessian)
-    cost = costs(fitted.hessian.cpu().numpy(), damping)
-    strength, target = _target(exact, fitted, judged, damping)
+    strength, target = _target(exact, known)
     aim = target.cpu().numpy()
     if present is None:
         stock = quantize_rows(type_name, weights, importance)
@@ -96,7 +119,7 @@ def round_layer(
     else:
         stock = present
         parts = descend(GRIDS[type_name], split_rows(type_name, stock, weights.shape[1]), aim, cost, threads)
-    ours = packed(type_name, parts)
+    ours = join_rows(type_name, parts)
     widened = [dequantize_rows(type_name, data, weights.shape[1]) for data in (ours, stock)]
     error, stock_error = (
         float(judged.errors(torch.from_numpy(one).to(exact), exact).sum()) for one in widened
@@ -108,13 +131,12 @@ def round_layer(
     return Rounded(data, kept, bias, strength, error, stock_error)
 
 
-def _target(weights: Tensor, fitted: Summary, judged: Summary, damping: float) -> tuple[float, Tensor]:
+def _target(weights: Tensor, known: Prepared) -> tuple[float, Tensor]:
     """Return the strength of correction that serves the unfitted chunks best, and the weights to be rounded."""
-    share = damping * (float(fitted.hessian.diagonal().mean()) or 1.0)
-    damped = fitted.hessian.double() + share * torch.eye(len(fitted.hessian)).to(fitted.hessian.double())
+    fitted, judged = known.fitted, known.judged
     # The error of y q is least, for q that need not be rounded, at w + w (G - H)' inverse(H).
     drift = weights.double() @ (fitted.cross - fitted.hessian).T.double()
-    step = torch.cholesky_solve(drift.T, torch.linalg.cholesky(damped)).T.to(torch.float32)
+    step = torch.cholesky_solve(drift.T, known.cholesky).T.to(torch.float32)
     tried = {one: float(judged.errors(weights + one * step, weights).sum()) for one in _STRENGTHS}
     strength = min(tried, key=lambda one: tried[one])
     return strength, weights + strength * step

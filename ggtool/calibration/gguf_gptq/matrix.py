@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggtool.conversion.ggml import quantize_rows
-from ggtool.gguf.grids import GRIDS, Grid, Parts, join_rows, split_rows, values
+from ggtool.gguf.grids import GRIDS, Grid, Parts, split_rows, values
 from ggtool.kernels import rounding
 
 Floats = npt.NDArray[np.float32]
@@ -95,11 +95,6 @@ def descend(grid: Grid, parts: Parts, weights: Floats, cost: Costs, threads: int
             threads=threads,
         )
     return parts
-
-
-def packed(type_name: str, parts: Parts) -> npt.NDArray[np.uint8]:
-    """Return the rows' bytes as llama.cpp reads them."""
-    return join_rows(type_name, parts)
 
 
 def _sweep(grid: Grid, weights: Floats, cost: Costs, parts: Parts, threads: int, *, refit: bool) -> Parts:

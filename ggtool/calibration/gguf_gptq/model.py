@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ggtool.calibration.blocks import Blocks, block_names
+from ggtool.calibration.blocks import Blocks, block_names, take_blocks
 from ggtool.calibration.gguf_gptq.layer import Moments, Rounded, round_layer
 from ggtool.calibration.gguf_gptq.layers import Layer, find_layers, put
 from ggtool.calibration.gguf_gptq.matrix import DAMPING
@@ -29,7 +30,7 @@ from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.gguf.grids import GRIDS
-from ggtool.gguf.header import read_header
+from ggtool.gguf.header import TensorInfo, read_header
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
 from ggtool.quantizers.packed import fill
 from ggtool.quantizers.pretrained import (
@@ -73,15 +74,24 @@ class Plan:
         """Return a matrix as the file has it, or as llama.cpp rounds it."""
         if self.present is not None:
             return self.stored(weight.name)
+        rows = weight.rows(0, weight.n_rows)
+        return quantize_rows(self.types[weight.name], rows, self.importance_of(weight))
+
+    def importance_of(self, weight: ModelTensor) -> Floats | None:
+        """Return llama.cpp's importance of a matrix' inputs, float32 (n_per_row,), if there is one."""
         found = self.importance.get(weight.name)
-        own = None if found is None else np.ascontiguousarray(found[0])
-        return quantize_rows(self.types[weight.name], weight.rows(0, weight.n_rows), own)
+        return None if found is None else np.ascontiguousarray(found[0])
 
     def stored(self, name: str) -> npt.NDArray[np.uint8]:
         """Return a tensor's bytes in the file that is refined."""
         assert self.present is not None
-        tensor = next(one for one in read_header(self.present).tensors if one.name == name)
+        tensor = self._places[name]
         return np.fromfile(self.present, np.uint8, tensor.n_bytes, offset=tensor.offset)
+
+    @cached_property
+    def _places(self) -> Mapping[str, TensorInfo]:
+        assert self.present is not None
+        return {tensor.name: tensor for tensor in read_header(self.present).tensors}
 
 
 def quantize_model(
@@ -96,9 +106,7 @@ def quantize_model(
     tensors = match_tensors(source.folder, model)
     layers = find_layers(model, tensors, read_model(source).tensors)
     names = block_names(model)
-    held = {
-        name: {key: tensors.pop(key) for key in [*tensors] if key.startswith(f"{name}.")} for name in names
-    }
+    held = take_blocks(tensors, names)
     fill(model, tensors, device)
     move_buffers(model, device)
     chunks = chunks.to(device)
@@ -178,16 +186,11 @@ def _round(layer: Layer, moments: Moments, plan: Plan, damping: float) -> Rounde
         rows,
         None if bias is None else bias.rows(0, 1)[0],
         moments,
-        _importance(plan, weight),
+        plan.importance_of(weight),
         plan.threads,
         damping,
         None if plan.present is None else plan.stored(weight.name),
     )
-
-
-def _importance(plan: Plan, weight: ModelTensor) -> Floats | None:
-    found = plan.importance.get(weight.name)
-    return None if found is None else np.ascontiguousarray(found[0])
 
 
 def _keep(
