@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 
 from ggtool.cli.cluster_board import ClusterBoard
-from ggtool.cli.console import notifier, stderr
+from ggtool.cli.console import notifier
+from ggtool.cli.live_view import LiveView
 from ggtool.cli.records import outcome_line, stopped_by_user
 from ggtool.evaluation.evaluate import evaluate, measure_rows
 from ggtool.evaluation.plan import Plan, Target
@@ -82,28 +80,17 @@ def is_kept(what: Plan, known: Known, target: Target) -> bool:
     return len(known[target]) == len(what.parts)
 
 
-class _Board:
+class _Board(LiveView):
     """What the user sees meanwhile: on a terminal a table that grows, elsewhere one line a row."""
 
     def __init__(self, what: Plan, known: Known, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
         self.records: list[EvalRecord] = []
         self.n_measured = 0
         self._n_rows = len(what.targets)
         self._n_left = sum(not is_kept(what, known, target) for target in what.targets)
         self._measured_s = 0.0
         self._row_started = time.monotonic()
-        self._console = stderr(quiet=quiet)
-        self._live = Live(console=self._console, transient=True, auto_refresh=False)
-        self._shows_table = self._console.is_terminal and not quiet
-
-    @contextmanager
-    def live(self) -> Iterator[None]:
-        """Show the table as long as the block runs."""
-        if not self._shows_table:
-            yield
-            return
-        with self._live:
-            yield
 
     def relay(self, target: Target, stage: str, done: int, total: int) -> None:
         """Show how far the running measurement is."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ggtool.cli.console import stderr
+from ggtool.cli.live_view import LiveView
 from ggtool.cli.records import outcome_line
 from ggtool.results.records import EvalRecord
 from ggtool.system.schedule.work import Node, Scheduler, Work
@@ -21,13 +18,14 @@ from ggtool.system.schedule.work import Node, Scheduler, Work
 _EVERY_S = 0.2
 
 
-class ClusterBoard:
+class ClusterBoard(LiveView):
     """A Watch that shows the nodes, what each does and how far it is, and how many of the rows are done.
 
     n_rows None: nothing that has rows is done.
     """
 
     def __init__(self, n_rows: int | None, scheduler: Scheduler, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
         self.records: list[EvalRecord] = []
         self.n_done = 0
         self._n_rows = n_rows
@@ -37,18 +35,6 @@ class ClusterBoard:
         self._works_done: dict[str, int] = {}
         self._started_s = time.monotonic()
         self._shown_s = 0.0
-        self._console = stderr(quiet=quiet)
-        self._live = Live(console=self._console, transient=True, auto_refresh=False)
-        self._shows_table = self._console.is_terminal and not quiet
-
-    @contextmanager
-    def live(self) -> Iterator[None]:
-        """Show the table as long as the block runs."""
-        if not self._shows_table:
-            yield
-            return
-        with self._live:
-            yield
 
     def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:
         """Show how far a work is."""

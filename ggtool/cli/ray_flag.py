@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperCommand
 
 from ggtool.cli.task_flag import with_task_file
+from ggtool.system.schedule import LOCAL
 
 if TYPE_CHECKING:
     from ggtool.system.schedule.ray_scheduler import RayScheduler
 
-LOCAL = "local"
 _FLAG = "--ray"
 # What follows a bare --ray is its address only if it looks like one: `--ray mine.yaml` names an experiment.
 _ADDRESS = re.compile(r"auto|local|ray://.*|.+:\d+", re.DOTALL)

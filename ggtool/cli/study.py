@@ -18,14 +18,13 @@ import typer
 from ggtool.cli.flags import DEVICES_HELP, Json, Model, Quiet, Revision, Threads, WaitForQuiet
 from ggtool.cli.ray_flag import RayAddress
 from ggtool.errors import MeasureError
-from ggtool.system.schedule.work import Node, Scheduler, Silent, Watch, Work
+from ggtool.system.schedule.work import Relay, Scheduler, Watch
 
 if TYPE_CHECKING:
     from ggtool.evaluation.plan import Plan
     from ggtool.evaluation.request import EvalRequest
     from ggtool.evaluation.samples import SampleSettings
     from ggtool.results.samples import Sample
-    from ggtool.system.progress import StageProgress
 
 
 def study(
@@ -119,7 +118,8 @@ def run(
                 what = plan(request, notify, update)
             records = measure(what, out / "results.jsonl", quiet=quiet)
             with progress_bar(quiet=quiet) as update:
-                _write_samples(what, settings, out / SAMPLES, here(what), _Bar(update))
+                watch = Relay(lambda work, _, done, total: update(work.label, done, total))
+                _write_samples(what, settings, out / SAMPLES, here(what), watch)
         else:
             from ggtool.cli.cluster_board import ClusterBoard
             from ggtool.cli.cluster_run import planned_on_ray
@@ -133,17 +133,6 @@ def run(
         paths = make_report(out / "results.jsonl", out, what.source, None, out / SAMPLES, [command], notify)
     print_paths(paths, as_json=as_json)
     refuse_failures(records)
-
-
-class _Bar(Silent):
-    """Tells a progress bar how far a work is."""
-
-    def __init__(self, update: StageProgress) -> None:
-        self._update = update
-
-    def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:  # noqa: ARG002
-        """Show it."""
-        self._update(work.label, done, total)
 
 
 def _write_samples(

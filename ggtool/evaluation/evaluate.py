@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from ggtool.errors import GgtoolError
@@ -26,7 +27,7 @@ from ggtool.results.records import EvalRecord, part_from_dict
 from ggtool.results.tasks import TaskResult
 from ggtool.system import worker
 from ggtool.system.schedule.local import LocalScheduler
-from ggtool.system.schedule.work import Done, Node, Scheduler, Silent, Watch, Work
+from ggtool.system.schedule.work import Done, Node, Relay, Scheduler, Watch, Work
 from ggtool.system.worker import Outcome
 
 # target, stage, done, total: "quality" in windows, "speed" in rounds, "memory" in tokens.
@@ -57,8 +58,8 @@ def evaluate(
     """
     scheduler = here(what)
     for target in what.targets:
-        one = replace(what, targets=(target,))
-        for measured in measure_rows(one, scheduler, _Relay(progress, target), known):
+        one, watch = replace(what, targets=(target,)), Relay(partial(_relayed, progress, target))
+        for measured in measure_rows(one, scheduler, watch, known):
             if measured.is_whole:
                 yield measured.record
             elif not measured.record.failure:
@@ -187,16 +188,8 @@ class _Judge:
         return replace(done, result=replace(done.result, numbers={ANSWERS: result}))
 
 
-class _Relay(Silent):
-    """Tells a callback how far the measurement of a target is."""
-
-    def __init__(self, progress: EvalProgress, target: Target) -> None:
-        self._progress = progress
-        self._target = target
-
-    def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:  # noqa: ARG002
-        """Relay it."""
-        self._progress(self._target, stage, done, total)
+def _relayed(progress: EvalProgress, target: Target, _work: Work, stage: str, done: int, total: int) -> None:
+    progress(target, stage, done, total)
 
 
 def _commonest_kind(nodes: Sequence[Node]) -> str:

@@ -48,12 +48,12 @@ def run_row(row: Row, site: Site) -> Outcome:
         local = placed(row.source, site)
         fmt, path = job.model.format, job.model.path
 
-        def make(to: Path) -> None:
-            convert(
-                local, [fmt], lambda _: to, threads=job.threads, progress=lambda d, n, _: told("making", d, n)
-            )
+        def told(done: int, total: int, _: str) -> None:
+            site.progress("making", done, total)
 
-        told = site.progress
+        def make(to: Path) -> None:
+            convert(local, [fmt], lambda _: to, threads=job.threads, progress=told)
+
         site.place(path, make)
 
     def relay(done: int, total: int) -> None:

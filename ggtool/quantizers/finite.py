@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+
+from ggtool.errors import MeasureError
+
+_SAID = "computed a number that is not finite, so nothing measured on it would be valid."
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Tell whether every number of `tensor` is finite."""
     # One pass without a mask: a NaN anywhere is both extremes.
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+def finite_logits(model: nn.Module, run: Callable[[], Tensor], said: str = _SAID) -> Tensor:
+    """Return what `run` computes on the model, float32 on the CPU.
+
+    MeasureError where a number of it is not finite: the first module that gave one, and what is `said` of it.
+    """
+    with torch.inference_mode():
+        logits = run().float()
+        if not is_finite(logits):
+            raise MeasureError(f"{first_broken(model, run)} {said}")
+        return logits.cpu()
 
 
 def first_broken(model: nn.Module, run: Callable[[], object]) -> str:

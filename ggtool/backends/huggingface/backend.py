@@ -35,13 +35,13 @@ from ggtool.backends.huggingface.sampling import Sampler
 from ggtool.backends.huggingface.vocab import FolderVocabulary
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import StopReason
-from ggtool.errors import MeasureError, UsageError
+from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX
 from ggtool.quantizers import Quantizer, load_attribute
 from ggtool.quantizers.bnb import BitsAndBytes
 from ggtool.quantizers.device_map import spread_over
-from ggtool.quantizers.finite import first_broken, is_finite
+from ggtool.quantizers.finite import finite_logits, is_finite
 from ggtool.quantizers.footprint import weight_bytes
 from ggtool.quantizers.linear import product_ways
 from ggtool.quantizers.matrices import find_matrices
@@ -57,6 +57,8 @@ _FLOAT_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"hf-fp32": torch.float32, "hf-fp16": torch.float16, "hf-bf16": torch.bfloat16}
 )
 _DRIVER = Path("/sys/module/nvidia/version")
+# Of a module in a text that is being generated.
+_STEP_SAID = "gave a number that is not finite; no answer of it means anything."
 
 
 def runtime_versions() -> dict[str, str]:
@@ -214,13 +216,7 @@ class HuggingFaceBackend:
             )
             return cast(Tensor, output.logits[:, -1])
 
-        with torch.inference_mode():
-            logits = run().float()
-            if not is_finite(logits):
-                raise MeasureError(
-                    f"{first_broken(self._model, run)} gave a number that is not finite; no answer of it means anything."
-                )
-            return logits.cpu()
+        return finite_logits(self._model, run, _STEP_SAID)
 
     def new_cache(self) -> DynamicCache:
         """Return an empty cache for `next_logits`."""
@@ -336,14 +332,8 @@ class HuggingFaceBackend:
             output = self._model(ids, past_key_values=cache, use_cache=cache is not None, **options)
             return cast(Tensor, output.logits[0, -n_keep:])
 
-        # Per step, since a generator would leave the mode on in its caller between two tokens.
-        with torch.inference_mode():
-            logits = run().float()
-            if not is_finite(logits):
-                raise MeasureError(
-                    f"{first_broken(self._model, run)} computed a number that is not finite, so nothing measured on it would be valid."
-                )
-            return logits.cpu()
+        # Without gradients per step, since a generator would leave the mode on in its caller between two tokens.
+        return finite_logits(self._model, run)
 
 
 def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:

@@ -13,8 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ggtool.backends import Logits
 from ggtool.backends.branches import PREFIX, Branches, Layout, branch, gather, lay_out, packs
 from ggtool.backends.huggingface.joined_cache import can_be_joined
-from ggtool.errors import MeasureError
-from ggtool.quantizers.finite import first_broken, is_finite
+from ggtool.quantizers.finite import finite_logits
 
 # How far a pack's logits may be from the texts' own, of the logits' standard deviation: float16 rounds to a thousandth, a
 # mask or positions that are not followed give other logits altogether.
@@ -73,13 +72,7 @@ class Packing:
             output = self._model(ids, attention_mask=mask, position_ids=positions, use_cache=False, **options)
             return cast(Tensor, output.logits[0] if keeps else output.logits[0, wanted])
 
-        with torch.inference_mode():
-            logits = run().float()
-            if not is_finite(logits):
-                raise MeasureError(
-                    f"{first_broken(self._model, run)} computed a number that is not finite, so nothing measured on it would be valid."
-                )
-            return logits.cpu()
+        return finite_logits(self._model, run)
 
 
 def pack_mask(layout: Layout, dtype: torch.dtype, device: str) -> Tensor:

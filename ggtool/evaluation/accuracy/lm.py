@@ -5,7 +5,6 @@ ggtool lm-eval --model ggtool --model_args pretrained=./my-gpt2,backend=gguf-q4_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import cast
 
@@ -16,10 +15,10 @@ from tqdm import tqdm
 
 from ggtool.backends import LoadOptions, open_backend
 from ggtool.backends.device import choose_device
-from ggtool.evaluation.accuracy.encoding import Encoder, Pair, rolling_pairs
+from ggtool.evaluation.accuracy.encoding import Encoder
 from ggtool.evaluation.accuracy.lm_tasks import generation
 from ggtool.evaluation.accuracy.open_format import find_format
-from ggtool.evaluation.accuracy.scoring import SpeakingBackend, continue_items, score_items
+from ggtool.evaluation.accuracy.scoring import SpeakingBackend, continue_items, score_items, score_texts
 from ggtool.system.machine import usable_cpus
 
 MODEL_NAME = "ggtool"
@@ -75,14 +74,9 @@ class GgtoolLM(LM):  # type: ignore[misc]  # lm-eval ships no types
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each text, from its first token on, behind BOS or the end-of-text token."""
-        windows = [
-            rolling_pairs(self.encoder.whole(one.args[0]), self.encoder.prefix, self.backend.n_ctx)
-            for one in requests
-        ]
-        flat: list[Sequence[Pair]] = [[window] for text in windows for window in text]
+        texts = [(self.encoder.whole(one.args[0]), self.encoder.prefix) for one in requests]
         with _bar("whole texts", disable_tqdm) as bar:
-            scored = iter(score_items(self.backend, flat, bar.show))
-        totals = [sum(next(scored)[0][0] for _ in text) for text in windows]
+            totals = [total for total, _ in score_texts(self.backend, texts, bar.show)]
         for one, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", one.args, total)
         return totals

@@ -59,7 +59,7 @@ class LmTasks:
         task.build_all_requests(limit=get_sample_size(task, limit or None))
         kind = _kind(name, task)
         contents, requests, settings = [], [], []
-        for _, item in groupby(_in_order(task), key=lambda one: one.doc_id):
+        for _, item in groupby(cast(list[Instance], task.instances), key=lambda one: one.doc_id):
             instances = [one for one in item for _ in range(one.repeats or 1)]
             contents.append(json.dumps(instances[0].doc, sort_keys=True, default=str, ensure_ascii=False))
             pairs = []
@@ -150,11 +150,6 @@ def _kind(name: str, task: Task) -> Kind:
     if known is None:
         raise UsageError(f"{name} asks for {wanted}, which ggtool does not know.")
     return known
-
-
-def _in_order(task: Task) -> list[Instance]:
-    """Return the requests with those of an item together, in the order in which lm-eval makes them."""
-    return cast(list[Instance], task.instances)
 
 
 def _encoded(kind: Kind, one: Instance, encoder: Encoder) -> tuple[Pair, list[str]]:

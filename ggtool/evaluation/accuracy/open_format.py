@@ -35,18 +35,17 @@ def find_format(
     """Find `backend` of `model`. Raises UsageError, SourceError, ArtifactError or OutputError."""
     spec = parse_backend(backend)
     check_calibration([spec], None)
-    if isinstance(spec.what, Path) and model is None:
+    source = None if model is None else resolve(model, revision, lambda _: None)
+    vocabulary = None if source is None else FolderVocabulary(source.folder)
+    if isinstance(spec.what, Path):
         if spec.what.is_dir():
             known, facts = saved_format(spec.what)
-            return FoundFormat(known, spec.what, facts.components, device, None)
-        return FoundFormat(format_of(open_artifact(spec.what)), spec.what, spec.components, device, None)
-    if model is None:
+            return FoundFormat(known, spec.what, facts.components, device, vocabulary)
+        return FoundFormat(
+            format_of(open_artifact(spec.what)), spec.what, spec.components, device, vocabulary
+        )
+    if source is None:
         raise UsageError(f"{backend} is a format: name the model too, as pretrained=FOLDER or a repo id.")
-    source = resolve(model, revision, lambda _: None)
-    vocabulary = FolderVocabulary(source.folder)
-    if isinstance(spec.what, Path):
-        known = saved_format(spec.what)[0] if spec.what.is_dir() else format_of(open_artifact(spec.what))
-        return FoundFormat(known, spec.what, spec.components, device, vocabulary)
     made = make_files(source, [spec], Making(None, None, device, 1), lambda *_: None, dry=False)
     file = made.get(spec)
     if file is not None and file.failure is not None:

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
 from ggtool import backends
-from ggtool.evaluation.accuracy.encoding import rolling_pairs
 from ggtool.evaluation.accuracy.items import TaskItems
-from ggtool.evaluation.accuracy.scoring import SpeakingBackend, continue_items, score_items
+from ggtool.evaluation.accuracy.scoring import SpeakingBackend, continue_items, score_items, score_texts
 from ggtool.evaluation.jobs import ModelJob
 from ggtool.system.progress import Progress
 from ggtool.system.worker import Outcome
@@ -42,14 +41,7 @@ def answers_of(backend: SpeakingBackend, items: TaskItems, progress: Progress) -
         return cast(list[list[Any]], continue_items(backend, items.generations(), progress))
     if items.kind != "loglikelihood_rolling":
         return cast(list[list[Any]], score_items(backend, items.pairs(), progress))
-    windows = [
-        [rolling_pairs(list(pair.continuation), pair.context[0], backend.n_ctx) for pair in item]
-        for item in items.pairs()
-    ]
-    flat = [[window] for item in windows for text in item for window in text]
-    scored = iter(score_items(backend, flat, progress))
-    return [[_total([next(scored)[0] for _ in text]) for text in item] for item in windows]
-
-
-def _total(answers: list[tuple[float, bool]]) -> tuple[float, bool]:
-    return sum(total for total, _ in answers), all(greedy for _, greedy in answers)
+    pairs = items.pairs()
+    texts = [(pair.continuation, pair.context[0]) for item in pairs for pair in item]
+    scored = iter(score_texts(backend, texts, progress))
+    return [[next(scored) for _ in item] for item in pairs]

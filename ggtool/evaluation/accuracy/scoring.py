@@ -16,7 +16,7 @@ from ggtool.backends import Backend, Logits, SamplingParams
 from ggtool.backends.branches import Branches, branch
 from ggtool.backends.text_backend import Vocabulary
 from ggtool.errors import MeasureError
-from ggtool.evaluation.accuracy.encoding import Pair
+from ggtool.evaluation.accuracy.encoding import Pair, rolling_pairs
 from ggtool.evaluation.metrics.perplexity import BLOCK_ROWS, negative_log_likelihood
 from ggtool.system.progress import Progress
 
@@ -72,6 +72,21 @@ def score_items(
         done += 1
         progress(done, len(items))
     return answers
+
+
+def score_texts(
+    backend: SpeakingBackend,
+    texts: Sequence[tuple[Sequence[int], int]],
+    progress: Progress = lambda done, total: None,
+) -> list[Answer]:
+    """Return the answer of each whole text: its token ids, scored from the first one on, and the token in front of it."""
+    windows = [rolling_pairs(list(ids), prefix, backend.n_ctx) for ids, prefix in texts]
+    scored = iter(score_items(backend, [[window] for text in windows for window in text], progress))
+    found = []
+    for text in windows:
+        answers = [next(scored)[0] for _ in text]
+        found.append((sum(total for total, _ in answers), all(greedy for _, greedy in answers)))
+    return found
 
 
 def continue_items(

@@ -23,9 +23,6 @@ class _Here:
     def progress(self, stage: str, done: int, total: int) -> None:
         self.watch.running(self.work, self.node, stage, done, total)
 
-    def is_here(self, path: Path) -> bool:
-        return path.exists()
-
     def place(self, path: Path, make: Callable[[Path], None] | None = None) -> Path:  # noqa: ARG002
         return path
 

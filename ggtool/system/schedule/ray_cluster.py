@@ -21,9 +21,8 @@ from typing import Any
 from ggtool.errors import UsageError
 from ggtool.system.machine import usable_cpus
 from ggtool.system.progress import Notify
+from ggtool.system.schedule import LOCAL
 
-# --ray without an address.
-LOCAL = "local"
 # A cluster that was started on this machine.
 _AUTO = "auto"
 _CONNECT_S = 10.0

@@ -65,12 +65,6 @@ class _Site:
             self._told_s = time.monotonic()
             self._events.put(("progress", stage, done, total))
 
-    def is_here(self, path: Path) -> bool:
-        if self._order.server is None:
-            return path.exists()
-        known = self._order.manifests.get(path)
-        return known is not None and known.copy.exists()
-
     def place(self, path: Path, make: Make | None = None) -> Path:
         server = self._order.server
         if server is None:

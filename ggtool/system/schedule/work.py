@@ -107,10 +107,6 @@ class Site(Protocol):
         """Tell how far the work is."""
         ...
 
-    def is_here(self, path: Path) -> bool:
-        """Whether `place` would return at once."""
-        ...
-
     def place(self, path: Path, make: Callable[[Path], None] | None = None) -> Path:
         """Return where a path among the work's files lies here, after bringing it here where it does not yet.
 
@@ -153,3 +149,14 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Pass over a line for the user."""
+
+
+class Relay(Silent):
+    """A Watch that hands on how far a work is: tell(work, stage, done, total)."""
+
+    def __init__(self, tell: Callable[[Work, str, int, int], None]) -> None:
+        self._tell = tell
+
+    def running(self, work: Work, node: Node, stage: str, done: int, total: int) -> None:  # noqa: ARG002  # the protocol's
+        """Hand it on."""
+        self._tell(work, stage, done, total)
