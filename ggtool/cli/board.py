@@ -30,7 +30,7 @@ def measure(what: Plan, out: Path, *, quiet: bool) -> list[EvalRecord]:
     store, parts = ResultStore(out), _parts_beside(out)
     known, stored = find_known(what, [*parts, *store]), find_known(what, store)
     board = _Board(what, stored, quiet=quiet)
-    with board.live(), stopped_by_user(board.records, out):
+    with board.live(), stopped_by_user(out):
         records = evaluate(what, board.relay, known, parts.append)
         for target, record in zip(what.targets, records, strict=True):
             kept = is_kept(what, stored, target)
@@ -54,7 +54,7 @@ def measure_on(scheduler: Scheduler, what: Plan, out: Path, *, quiet: bool) -> l
     kept = find_known(what, store, [node.facts for node in scheduler.nodes])
     board = ClusterBoard(len(what.targets), scheduler, quiet=quiet)
     whole: dict[Target, EvalRecord] = {}
-    with board.live(), stopped_by_user(board.records, out):
+    with board.live(), stopped_by_user(out):
         for measured in measure_rows(what, scheduler, board, known):
             if not measured.is_whole:
                 if not measured.record.failure:

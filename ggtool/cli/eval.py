@@ -58,13 +58,11 @@ def _run(request: EvalRequest, out: Path, *, as_json: bool, quiet: bool) -> None
     from ggtool.results.records import EvalRecord
 
     notify, notes = notifier(quiet=quiet), stderr(quiet=quiet)
-    finished: list[EvalRecord] = []
 
     def on_record(record: EvalRecord) -> None:
-        finished.append(record)
         notes.print(outcome_line(record), markup=False)
 
-    with progress_bar(quiet=quiet) as update, stopped_by_user(finished, out):
+    with progress_bar(quiet=quiet) as update, stopped_by_user(out):
         records = api.evaluate(request, out, notify=notify, progress=update, on_record=on_record)
     print_records(records, as_json=as_json)
     if not quiet:

@@ -12,17 +12,22 @@ from ggtool.cli.console import stdout
 from ggtool.errors import MeasureError
 from ggtool.report.table import eval_table
 from ggtool.results.records import EvalRecord
+from ggtool.results.store import ResultStore
 
 
 @contextmanager
-def stopped_by_user(records: Sequence[EvalRecord], out: Path) -> Iterator[None]:
-    """Turn Ctrl-C into one line that says where the finished records are."""
+def stopped_by_user(out: Path) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says how many finished records the file `out` holds.
+
+    The file is counted, not what the caller has taken in: Ctrl-C may come just after a record was appended.
+    """
     try:
         yield
     except KeyboardInterrupt:
+        n_finished = sum(1 for _ in ResultStore(out))
         raise MeasureError(
-            f"stopped; the {len(records)} finished records are in {out}."
-            if records
+            f"stopped; finished records in {out}: {n_finished}."
+            if n_finished
             else "stopped before anything was finished; nothing was written."
         ) from None
 

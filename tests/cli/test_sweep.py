@@ -183,5 +183,5 @@ def test_ctrl_c_says_where_the_records_are(call, tmp_path: Path) -> None:
     os.kill(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert "stopped; the 1 finished records are in" in said
+    assert f"stopped; finished records in {tmp_path / 'results.jsonl'}: 1." in said
     assert [record.label for record in records(tmp_path)] == ["gguf-q8_0"]
