@@ -179,14 +179,46 @@ async def stream(
         try:
             if first is not None:
                 yield first
-                async for event in events:
-                    yield event
+                async with aclosing(joined(events)) as blocks:
+                    async for block in blocks:
+                        yield block
         except RequestError as error:
             yield named("error", error_body(error)) if named_errors else data(error_body(error))
         finally:
             await events.aclose()
 
     return _Stream(all_events(), shutdown_event=state.stopping, shutdown_grace_period=state.settings.drain_s)
+
+
+async def joined(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield in one block what comes without a wait in between, as the tokens of one message of a model's process do.
+
+    A block is one write to the client and wakes it once.
+    """
+    ready: list[bytes] = []
+    came = asyncio.Event()
+
+    async def follow() -> None:
+        try:
+            async for event in events:
+                ready.append(event)
+                came.set()
+        finally:
+            came.set()
+
+    task = asyncio.create_task(follow())
+    try:
+        while not task.done() or ready:
+            await came.wait()
+            came.clear()
+            if ready:
+                block = b"".join(ready)
+                ready.clear()
+                yield block
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class _Stream(EventSourceResponse):

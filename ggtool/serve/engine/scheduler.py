@@ -26,6 +26,9 @@ from ggtool.serve.engine.slots import Slot, describe_token, score_row
 
 Event = list[Any]
 _PIECE = 512  # tokens of prompts between two steps of the texts that are being generated
+# Tokens behind a text's first are sent no sooner than this after the ones before: a message wakes the server and the client,
+# which take a CPU from the model, and nobody reads faster than a screen is drawn.
+_FRAME_S = 0.02
 _WORTH_COPYING = 32  # shared tokens below which reading them again is as quick as copying a whole buffer
 
 
@@ -43,6 +46,8 @@ class Scheduler:
         self._held: list[list[int]] = [[] for _ in range(sequences.n_sequences)]
         self._used_s = [0.0] * sequences.n_sequences
         self._events: list[Event] = []
+        self._is_urgent = False
+        self._sent_s = 0.0
         self._scorer = Scorer(sequences.n_vocab)
         self._status: list[Any] = []
         self._stopping = False
@@ -85,6 +90,7 @@ class Scheduler:
             self._expire()
             self._admit()
             self._predict()
+            self._report(before_prompts=any(not slot.is_predicting for slot in self._active()))
             self._read_prompts()
             self._report()
 
@@ -301,7 +307,8 @@ class Scheduler:
             scored = [describe_token(self._vocabulary, token, offset, found)]
         slot.tokens.append(token)
         slot.is_predicting = self._sequences.length(slot.sequence) == len(slot.tokens) - 1
-        self._emit("token", request.id, text, scored)
+        self._events.append(["token", request.id, text, scored])
+        self._is_urgent |= slot.n_predicted == 1
         if stopped:
             self._end(slot, "stop", "")
         elif slot.n_predicted == request.n_predict:
@@ -339,16 +346,22 @@ class Scheduler:
         self._used_s[number] = time.monotonic()
 
     def _emit(self, *event: Any) -> None:
+        """Add an event that is sent at once, with all that wait."""
         self._events.append(list(event))
+        self._is_urgent = True
 
-    def _report(self) -> None:
+    def _report(self, *, before_prompts: bool = False) -> None:
+        """Send the events, or leave tokens for later; not before prompts are read, which takes longer than a step."""
         status = [len(self._active()), len(self._waiting)]
         if status != self._status:
             self._status = status
             self._emit("status", {"busy": status[0], "waiting": status[1]})
-        if self._events:
+        if not self._events:
+            return
+        now = time.monotonic()
+        if self._is_urgent or before_prompts or now >= self._sent_s + _FRAME_S:
             self._send(self._events)
-            self._events = []
+            self._events, self._is_urgent, self._sent_s = [], False, now
 
 
 def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
