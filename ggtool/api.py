@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ggtool.backends.text_backend import LogitsBackend, StopReason
     from ggtool.calibration.make_folder import MadeFolder, QuantizeRequest
     from ggtool.calibration.make_gguf import ConvertRequest, MadeFiles
-    from ggtool.evaluation.plan import Target
     from ggtool.evaluation.request import EvalRequest
+    from ggtool.evaluation.target import Target
     from ggtool.quantizers.qat.run import Point
     from ggtool.results.records import EvalRecord
     from ggtool.system.progress import Notify, StageProgress

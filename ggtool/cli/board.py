@@ -14,8 +14,9 @@ from ggtool.cli.console import notifier
 from ggtool.cli.live_view import LiveView
 from ggtool.cli.records import outcome_line, stopped_by_user
 from ggtool.evaluation.evaluate import evaluate, measure_rows
-from ggtool.evaluation.plan import Plan, Target
+from ggtool.evaluation.plan import Plan
 from ggtool.evaluation.record_keys import Known, find_known
+from ggtool.evaluation.target import Target
 from ggtool.report.table import eval_table
 from ggtool.results.records import EvalRecord
 from ggtool.results.store import ResultStore

@@ -25,12 +25,12 @@ def measure_errors(
     """Return {tensor type: relative error}; `importance` is (n_matrices, n_per_row)."""
     noise = dict.fromkeys(type_names, 0.0)
     energy = 0.0
-    for begin, end, own in _runs(tensor, importance):
+    for begin, end, own in sampled_runs(tensor, importance):
         rows = tensor.rows(begin, end)
         weights = np.ones(tensor.n_per_row, np.float32) if own is None else own
-        energy += _energy(rows, weights)
+        energy += energy_of(rows, weights)
         for name in type_names:
-            noise[name] += _energy(round_trip(name, rows, own) - rows, weights)
+            noise[name] += energy_of(round_trip(name, rows, own) - rows, weights)
     tensor.source.release()
     return {name: value / energy if energy else 0.0 for name, value in noise.items()}
 
@@ -42,13 +42,15 @@ def round_trip(
     return dequantize_rows(type_name, quantize_rows(type_name, rows, importance), rows.shape[1])
 
 
-def _energy(rows: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> float:
+def energy_of(rows: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> float:
+    """Return the sum of the squares of `rows` (n_rows, n_per_row), each column times its weight (n_per_row,)."""
     return float(np.square(rows, dtype=np.float64).sum(axis=0) @ weights)
 
 
-def _runs(
+def sampled_runs(
     tensor: ModelTensor, importance: npt.NDArray[np.float32] | None
 ) -> list[tuple[int, int, npt.NDArray[np.float32] | None]]:
+    """Return the runs of rows that stand for a tensor: (begin, end, importance of each weight of a row)."""
     n_matrices = 1 if importance is None else len(importance)
     per_matrix = tensor.n_rows // n_matrices
     length = max(1, min(per_matrix, _SAMPLED_WEIGHTS // _RUNS // tensor.n_per_row))

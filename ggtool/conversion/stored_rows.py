@@ -34,17 +34,25 @@ def read_rows(artifact: Artifact, tensor: TensorInfo) -> Iterator[tuple[int, npt
 
     Raises ArtifactError for a type that holds no weights, and for a file that became shorter.
     """
+    total, step = n_rows(tensor.shape), rows_at_once(tensor.shape[-1])
+    for first in range(0, total, step):
+        yield first, rows_between(artifact, tensor, first, min(first + step, total))
+
+
+def rows_between(artifact: Artifact, tensor: TensorInfo, begin: int, end: int) -> npt.NDArray[np.float32]:
+    """Read rows begin to end of a tensor as float32 (end - begin, n_per_row).
+
+    Raises ArtifactError for a type that holds no weights, and for a file that became shorter.
+    """
     if tensor.type_name in NOT_WEIGHTS:
         raise ArtifactError(
             f"{artifact.path}: {tensor.name} is made of {tensor.type_name}, which is not for weights."
         )
     n_per_row = tensor.shape[-1]
-    total, size, step = n_rows(tensor.shape), row_bytes(tensor.type_name, n_per_row), rows_at_once(n_per_row)
+    size = row_bytes(tensor.type_name, n_per_row)
     with artifact.file_of(tensor).open("rb") as file:
-        for first in range(0, total, step):
-            n_bytes = min(step, total - first) * size
-            file.seek(tensor.offset + first * size)
-            data = np.fromfile(file, np.uint8, n_bytes)
-            if data.nbytes != n_bytes:
-                raise ArtifactError(f"{artifact.path} was cut short while it was read.")
-            yield first, dequantize_rows(tensor.type_name, data, n_per_row)
+        file.seek(tensor.offset + begin * size)
+        data = np.fromfile(file, np.uint8, (end - begin) * size)
+    if data.nbytes != (end - begin) * size:
+        raise ArtifactError(f"{artifact.path} was cut short while it was read.")
+    return dequantize_rows(tensor.type_name, data, n_per_row)

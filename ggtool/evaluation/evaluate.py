@@ -20,9 +20,10 @@ from ggtool.evaluation.accuracy.run import ANSWERS, AnswerJob
 from ggtool.evaluation.accuracy.task_files import parse_tasks
 from ggtool.evaluation.jobs import MemoryJob, QualityJob, Reference, SpeedJob, Task
 from ggtool.evaluation.node_facts import node_facts
-from ggtool.evaluation.plan import Plan, Target
+from ggtool.evaluation.plan import Plan
 from ggtool.evaluation.record_keys import Known, runtimes, target_keys
 from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of
+from ggtool.evaluation.target import Target
 from ggtool.results.records import EvalRecord, part_from_dict
 from ggtool.results.tasks import TaskResult
 from ggtool.system import worker

@@ -27,43 +27,18 @@ from ggtool.evaluation.jobs import TASKS, ModelToOpen, TokenizeJob
 from ggtool.evaluation.metrics.windows import cut
 from ggtool.evaluation.model_cache import MadeFile, Making, make_files
 from ggtool.evaluation.request import DEFAULT_REFERENCE, NO_REFERENCE, EvalRequest
-from ggtool.formats import FORMATS, GGUF_PREFIX, Format, find_backend, label
-from ggtool.gguf.model import Artifact, open_artifact
-from ggtool.quantizers.format_spec import WITH_IMATRIX, Spec, check_calibration, parse_backend
+from ggtool.evaluation.target import Target, format_of, make_target, refuse_other_weights
+from ggtool.formats import Format, find_backend
+from ggtool.gguf.model import open_artifact
+from ggtool.quantizers.format_spec import Spec, check_calibration, parse_backend
 from ggtool.quantizers.saved_folder import (
-    folder_sha256,
     is_quantized_folder,
     read_facts,
-    saved_format,
 )
 from ggtool.quantizers.selectors import ALL, check_blocks
 from ggtool.source.resolve import ModelSource, from_folder, resolve
 from ggtool.system import worker
 from ggtool.system.progress import Notify, StageProgress
-
-
-@dataclass(frozen=True)
-class Target:
-    """One format of the model and the files that hold it; `components` is what of it is quantized.
-
-    sha256 is that of the GGUF file, the saved model or the checkpoint; empty for a file that is yet to be made, or
-    that could not be, for the reason that `failure` gives. source_sha256 is that of the checkpoint it was made of,
-    empty for a GGUF file named by its path.
-    """
-
-    format: Format
-    components: str
-    path: Path
-    model: str
-    revision: str
-    sha256: str
-    failure: str = ""
-    source_sha256: str = ""
-
-    @property
-    def label(self) -> str:
-        """The name typed after --backend."""
-        return label(self.format.backend, self.components)
 
 
 @dataclass(frozen=True)
@@ -171,9 +146,9 @@ def plan(
     recipe = Making(request.calibration, request.calibration_chunks, device, request.threads, spread)
     made = {} if source is None else make_files(source, everything, recipe, progress, dry=dry)
     _refuse_failures(specs, reference, made)
-    targets = tuple(_target(spec, source, made) for spec in specs)
-    compared = None if reference is None else _target(reference, source, made)
-    _refuse_other_weights(targets if compared is None else [compared, *targets])
+    targets = tuple(make_target(spec, source, made) for spec in specs)
+    compared = None if reference is None else make_target(reference, source, made)
+    refuse_other_weights(targets if compared is None else [compared, *targets])
     task_specs = parse_tasks(request.tasks)
     vocabulary = source.folder if source else _vocabulary_alone(specs)
     return Plan(
@@ -207,50 +182,6 @@ def _refuse_failures(specs: Sequence[Spec], reference: Spec | None, made: Mappin
         raise failures[specs[0]]
 
 
-def _target(spec: Spec, source: ModelSource | None, made: Mapping[Spec, MadeFile]) -> Target:
-    if isinstance(spec.what, Path) and spec.what.is_dir():
-        return _saved_target(spec.what, source)
-    if isinstance(spec.what, Path):
-        artifact = open_artifact(spec.what)
-        name, revision = (source.model, source.revision) if source else (spec.what.stem, "")
-        path = spec.what.resolve()
-        return Target(format_of(artifact), spec.components, path, name, revision, artifact.sha256)
-    assert source is not None
-    file = made.get(spec, MadeFile(source.folder.resolve(), source.sha256))
-    # Under the name that was typed, a record says how its file was made.
-    fmt = replace(spec.what, name=spec.what.name + WITH_IMATRIX) if spec.imatrix else spec.what
-    failure = "" if file.failure is None else str(file.failure)
-    return Target(
-        fmt, spec.components, file.path, source.model, source.revision, file.sha256, failure, source.sha256
-    )
-
-
-def _saved_target(folder: Path, source: ModelSource | None) -> Target:
-    known, facts = saved_format(folder)
-    name, revision = (source.model, source.revision) if source else (facts.model, facts.revision)
-    return Target(
-        known,
-        facts.components,
-        folder.resolve(),
-        name,
-        revision,
-        folder_sha256(folder),
-        "",
-        facts.source_sha256,
-    )
-
-
-def _refuse_other_weights(targets: Sequence[Target]) -> None:
-    """Refuse formats that were made of different checkpoints: what differed would not be the format."""
-    first = next((target for target in targets if target.source_sha256), None)
-    for target in targets:
-        if first and target.source_sha256 and target.source_sha256 != first.source_sha256:
-            raise MeasureError(
-                f"{target.path} was made of another checkpoint (sha256 {target.source_sha256[:12]}) than {first.path} "
-                f"({first.source_sha256[:12]}): make it anew, or measure the two apart."
-            )
-
-
 def _with_saved_model(request: EvalRequest) -> EvalRequest:
     """Take a --model that `ggtool quantize` saved for what it is: the one thing to measure."""
     folder = None if request.model is None else Path(request.model).expanduser()
@@ -262,12 +193,6 @@ def _with_saved_model(request: EvalRequest) -> EvalRequest:
             "checkpoint that --model names."
         )
     return replace(request, model=None, backends=[str(folder.resolve())])
-
-
-def format_of(artifact: Artifact) -> Format:
-    """Return the row of the file's quant type; a file of a type that ggtool cannot make still runs."""
-    known = FORMATS.get(GGUF_PREFIX + artifact.format.lower())
-    return known or Format(artifact.format, "gguf", "llama_cpp", None, artifact.bpw)
 
 
 def _tokenize_alone(specs: Sequence[Spec], text: Text) -> Tokens:

@@ -14,7 +14,8 @@ from typing import Any
 from ggtool.evaluation.accuracy.harness import harness_of
 from ggtool.evaluation.jobs import Task
 from ggtool.evaluation.node_facts import PACKED, NodeFacts, node_facts
-from ggtool.evaluation.plan import Plan, Target
+from ggtool.evaluation.plan import Plan
+from ggtool.evaluation.target import Target
 from ggtool.results.records import EvalRecord
 from ggtool.system.cache import sources_sha256
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from ggtool import corpus
 from ggtool.errors import UsageError
 from ggtool.evaluation.jobs import ContinueJob
-from ggtool.evaluation.plan import Plan, Target
+from ggtool.evaluation.plan import Plan
 from ggtool.evaluation.record_keys import settings_sha256, target_versions
 from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of
+from ggtool.evaluation.target import Target
 from ggtool.results.samples import Sample
 from ggtool.source.resolve import ModelSource
 from ggtool.system.schedule.work import Node, Scheduler, Watch, Work

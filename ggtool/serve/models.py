@@ -14,7 +14,7 @@ from typing import Any
 
 from ggtool.chat.find_model import LATER_PART
 from ggtool.errors import ArtifactError, UsageError
-from ggtool.evaluation.plan import format_of
+from ggtool.evaluation.target import format_of
 from ggtool.formats import FORMATS, Format
 from ggtool.gguf.model import open_artifact
 from ggtool.quantizers.format_spec import Spec, parse_backend

@@ -24,8 +24,9 @@ import numpy as np
 from ggtool.backends import Backend, LoadOptions, Logits, open_backend
 from ggtool.evaluation.metrics.divergence import Comparison, compare, summarize
 from ggtool.evaluation.metrics.windows import cut
-from ggtool.evaluation.plan import Plan, Target, plan
+from ggtool.evaluation.plan import Plan, plan
 from ggtool.evaluation.request import EvalRequest
+from ggtool.evaluation.target import Target
 from ggtool.system.atomic import atomic_output
 
 COLUMNS = ("loss", "reference_loss", "kld", "delta_p", "same_top")

@@ -21,7 +21,7 @@ from ggtool.backends.branches import one_by_one
 from ggtool.evaluation.accuracy.encoding import Encoder, Pair
 from ggtool.evaluation.accuracy.scoring import Answer, SpeakingBackend, score_items
 from ggtool.evaluation.accuracy.task_files import CLOZE, parse_task, read_rows
-from ggtool.evaluation.plan import format_of
+from ggtool.evaluation.target import format_of
 from ggtool.formats import find_backend
 from ggtool.gguf.model import open_artifact
 

@@ -10,7 +10,7 @@ from ggtool.backends.huggingface.vocab import FolderVocabulary
 from ggtool.backends.text_backend import Vocabulary
 from ggtool.errors import UsageError
 from ggtool.evaluation.model_cache import Making, make_files
-from ggtool.evaluation.plan import format_of
+from ggtool.evaluation.target import format_of
 from ggtool.formats import Format
 from ggtool.gguf.model import open_artifact
 from ggtool.quantizers.format_spec import check_calibration, parse_backend
