@@ -12,6 +12,31 @@ from tiny_models import build_tiny_gpt2
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The files that take longest. They are begun first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "test_evaluate.py",
+    "test_native.py",
+    "test_sweep.py",
+    "test_disturbed.py",
+    "test_scratch_formats.py",
+    "test_report_command.py",
+    "test_convert.py",
+    "test_evaluate_corpus.py",
+    "test_forms.py",
+    "test_doctor_command.py",
+    "test_torch_mix.py",
+    "test_gguf_mix.py",
+    "test_saved.py",
+    "test_huggingface.py",
+    "test_hub_push.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; each file's tests keep their order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 def pytest_configure() -> None:
     """Ask once whether llama.cpp computes right here: with a cache of its own, each test would ask again."""
