@@ -21,7 +21,8 @@ from ggtool.conversion.ggml import quantize_rows
 from ggtool.conversion.quantization_error import round_trip
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.errors import UsageError
-from ggtool.gguf.header import TensorInfo, read_header
+from ggtool.gguf.header import TensorInfo
+from ggtool.gguf.reader import read_header
 from ggtool.system.atomic import scratch_file
 from ggtool.system.progress import Progress
 

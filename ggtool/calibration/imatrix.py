@@ -14,8 +14,8 @@ from ggtool.conversion.cached import gguf_folder
 from ggtool.conversion.convert import convert
 from ggtool.errors import UsageError
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import read_header
 from ggtool.gguf.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import ModelSource
 from ggtool.system.progress import StageProgress
 

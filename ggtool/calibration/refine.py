@@ -30,9 +30,9 @@ from ggtool.conversion.model import read_model
 from ggtool.errors import UsageError
 from ggtool.gguf.edit import Changes, edit
 from ggtool.gguf.grids import GRIDS
-from ggtool.gguf.header import read_header
 from ggtool.gguf.imatrix import METHOD_KEY
 from ggtool.gguf.model import Artifact, open_artifact
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.writer import pack
 from ggtool.source.resolve import ModelSource
 from ggtool.system.atomic import atomic_output, refuse_existing, scratch_file

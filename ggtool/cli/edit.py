@@ -89,7 +89,7 @@ def _changes(
     from ggtool.conversion.metadata_overrides import split_pair
     from ggtool.errors import UsageError
     from ggtool.gguf.edit import Changes, recover
-    from ggtool.gguf.header import read_header
+    from ggtool.gguf.reader import read_header
     from ggtool.gguf.writer import pack
 
     if not (set_ or delete or rename or template or tokenizer):
@@ -142,7 +142,8 @@ def _tokenizer_pairs(header: GGUFHeader, name: str) -> dict[str, bytes]:
 
     from ggtool.conversion.vocabulary_keys import read_vocabulary_keys
     from ggtool.errors import UsageError
-    from ggtool.gguf.header import ArrayRef, read_header
+    from ggtool.gguf.header import ArrayRef
+    from ggtool.gguf.reader import read_header
     from ggtool.gguf.rewrite import raw_pairs
     from ggtool.gguf.writer import pack
 

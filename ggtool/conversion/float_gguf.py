@@ -13,7 +13,8 @@ from gguf.gguf_writer import GGUFValue
 
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.errors import ArtifactError
-from ggtool.gguf.header import ArrayRef, GGUFHeader, read_header
+from ggtool.gguf.header import ArrayRef, GGUFHeader
+from ggtool.gguf.reader import read_header
 from ggtool.source.safetensors import LazyTensor
 
 # F64 aside: no converter writes it.

@@ -30,7 +30,7 @@ from ggtool.conversion.ggml import quantize_rows
 from ggtool.conversion.tensors import expected_tensors
 from ggtool.errors import SourceError, UsageError
 from ggtool.formats import Format
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 from ggtool.gguf.writer import aligned, encode, pack, place
 from ggtool.source.lora import Adapter, LoraPair, base_name

@@ -23,8 +23,8 @@ from ggtool.conversion.ggml import quantize_rows, valid
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.errors import ArtifactError, OutputError, SourceError
 from ggtool.formats import Format
-from ggtool.gguf.header import read_header
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.tensor_types import row_bytes
 from ggtool.gguf.writer import PlacedTensor, aligned
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.errors import SourceError
-from ggtool.gguf.header import ArrayRef, read_header
+from ggtool.gguf.header import ArrayRef
 from ggtool.gguf.model import is_matrix
+from ggtool.gguf.reader import read_header
 from ggtool.quantizers.search import nearest
 from ggtool.quantizers.tables import FP4_VALUES, IQ4_VALUES, NF4_VALUES, TableQuantizer, linear
 from ggtool.results.model_facts import GGUFFacts, GGUFKey, GGUFTensor, LevelSet, WeightFacts

@@ -20,7 +20,8 @@ from gguf.constants import GGUFValueType, Keys
 from gguf.gguf_writer import GGUFValue
 
 from ggtool.errors import OutputError, UsageError
-from ggtool.gguf.header import GGUFHeader, read_header
+from ggtool.gguf.header import GGUFHeader
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.rewrite import encode, lay_out, raw_pairs, raw_tensors, write_file
 from ggtool.gguf.writer import pack
 from ggtool.system.atomic import atomic_output

@@ -17,7 +17,8 @@ from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from ggtool.errors import ArtifactError, UsageError
-from ggtool.gguf.header import MAGIC, GGUFHeader, read_header
+from ggtool.gguf.header import MAGIC, GGUFHeader
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.writer import aligned, encode, pack, place
 from ggtool.system.atomic import atomic_output
 

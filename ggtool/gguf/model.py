@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ggtool.errors import ArtifactError
-from ggtool.gguf.header import GGUFHeader, TensorInfo, read_header
+from ggtool.gguf.header import GGUFHeader, TensorInfo
+from ggtool.gguf.reader import read_header
 from ggtool.system.files import content_sha256, file_sha256
 
 # The context that is opened where none was asked for: the model's own, but no more than this,

@@ -16,8 +16,8 @@ from gguf.constants import GGUFValueType, Keys
 from gguf.gguf_writer import GGUFValue
 
 from ggtool.errors import ArtifactError, OutputError, UsageError
-from ggtool.gguf.header import read_header
 from ggtool.gguf.model import open_artifact, part_paths
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.rewrite import RawLayout, RawTensor, lay_out, padded, raw_pairs, raw_tensors, write_file
 from ggtool.gguf.writer import pack
 from ggtool.system.atomic import atomic_output, refuse_existing

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ggtool.gguf.byte_source import ByteSource
-from ggtool.gguf.header import MAGIC, ArrayRef, GGUFHeader, Reader
+from ggtool.gguf.header import MAGIC, ArrayRef, GGUFHeader
 from ggtool.gguf.problems import MalformedError
+from ggtool.gguf.reader import Reader
 from ggtool.gguf.tensor_types import STRING, TENSOR_TYPES, VALUE_TYPE_NAMES
 
 T = TypeVar("T")

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from ggtool.conversion.ggml import dequantize_rows
 from ggtool.errors import ArtifactError, UsageError
-from ggtool.gguf.header import GGUFHeader, TensorInfo, examine_header, examine_source
+from ggtool.gguf.header import GGUFHeader, TensorInfo
 from ggtool.gguf.model import part_name
 from ggtool.gguf.problems import Problem
+from ggtool.gguf.reader import examine_header, examine_source
 from ggtool.gguf.remote import Place, RangeSource, parse_place
 from ggtool.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from ggtool.errors import ArtifactError, OutputError, SourceError
-from ggtool.gguf.header import read_header
 from ggtool.gguf.model import open_artifact
+from ggtool.gguf.reader import read_header
 from ggtool.publish.client import RemoteFile
 from ggtool.system.progress import StageProgress
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ggtool.errors import SourceError, UsageError
-from ggtool.gguf.header import GGUFHeader, read_header
+from ggtool.gguf.header import GGUFHeader
 from ggtool.gguf.imatrix import METHOD_KEY
 from ggtool.gguf.model import Artifact, open_artifact
+from ggtool.gguf.reader import read_header
 from ggtool.publish.card import MARK, render_card
 from ggtool.publish.card_choice import first_choice
 from ggtool.publish.card_facts import CardFile, CardModel, DatasetId, Measured, match

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ggtool.errors import ArtifactError, HubError, OutputError
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.publish.client import (
     RemoteFile,
     Snapshot,

@@ -35,7 +35,7 @@ n_keys = len(reader.fields)
 """,
     "ggtool read_header": """
 import numpy
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 started = time.perf_counter()
 header = read_header(Path(path))
 listed = [(t.name, t.shape, t.type_name, t.n_bytes) for t in header.tensors]
@@ -43,7 +43,8 @@ n_keys = len(header.metadata)
 """,
     "ggtool, and every array": """
 import numpy
-from ggtool.gguf.header import ArrayRef, read_header
+from ggtool.gguf.header import ArrayRef
+from ggtool.gguf.reader import read_header
 started = time.perf_counter()
 header = read_header(Path(path))
 listed = [(t.name, t.shape, t.type_name, t.n_bytes) for t in header.tensors]
@@ -82,7 +83,7 @@ def resident_bytes(path: Path) -> int:
 
 def large(folder: Path) -> None:
     """Make a file of 1 GB with a vocabulary, drop it from the page cache, read its header, and count what came back."""
-    from ggtool.gguf.header import read_header
+    from ggtool.gguf.reader import read_header
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()

@@ -38,8 +38,9 @@ import numpy as np
 
 from ggtool.errors import GgtoolError
 from ggtool.gguf.byte_source import Memory
-from ggtool.gguf.header import ArrayRef, examine_source
+from ggtool.gguf.header import ArrayRef
 from ggtool.gguf.problems import FATAL, LISTED, MalformedError
+from ggtool.gguf.reader import examine_source
 from ggtool.gguf.trace import Region, trace_source
 from ggtool.inspection import tokenizer
 from ggtool.inspection.facts import as_json, gather

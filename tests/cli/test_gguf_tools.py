@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_gguf
 
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 
 
 def ggtool(*arguments: object) -> subprocess.CompletedProcess[str]:

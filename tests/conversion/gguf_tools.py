@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ggtool.gguf.header import read_header
 from ggtool.gguf.imatrix import Entry, ImportanceMatrix
 from ggtool.gguf.model import is_matrix
+from ggtool.gguf.reader import read_header
 
 
 class _Data(ctypes.Structure):

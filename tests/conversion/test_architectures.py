@@ -21,7 +21,8 @@ from ggtool.conversion.convert import convert
 from ggtool.corpus import tokenize
 from ggtool.errors import SourceError
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import ArrayRef, GGUFHeader, read_header
+from ggtool.gguf.header import ArrayRef, GGUFHeader
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import from_folder
 
 Family = Callable[[str], Path]

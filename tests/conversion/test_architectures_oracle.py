@@ -19,7 +19,8 @@ from tiny_families import FAMILIES
 from ggtool.conversion.convert import convert
 from ggtool.conversion.vocab import NORMALIZER_KEY
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import ArrayRef, read_header
+from ggtool.gguf.header import ArrayRef
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import from_folder
 
 pytestmark = pytest.mark.oracle

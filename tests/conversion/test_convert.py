@@ -19,8 +19,9 @@ from tiny_models import END_OF_TEXT, N_CTX, N_EMBD, N_LAYER, N_VOCAB, TEXT, buil
 from ggtool.conversion.convert import Converted, convert, default_path, plan
 from ggtool.conversion.options import Options
 from ggtool.formats import dense_qtypes, find_qtype
-from ggtool.gguf.header import ArrayRef, read_header
+from ggtool.gguf.header import ArrayRef
 from ggtool.gguf.model import open_artifact
+from ggtool.gguf.reader import read_header
 from ggtool.publish.modelfile import write_modelfile
 from ggtool.source.chat_template import default_chat_template
 from ggtool.source.resolve import ModelSource, from_folder

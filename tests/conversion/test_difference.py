@@ -17,7 +17,7 @@ from ggtool.conversion.difference.keys import compare_keys
 from ggtool.conversion.difference.weights import BLOCK, compare_weights, gguf_side, source_side
 from ggtool.errors import UsageError
 from ggtool.gguf.edit import Changes, edit
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.writer import pack
 from ggtool.source.resolve import from_folder
 

@@ -21,7 +21,8 @@ from ggtool.conversion.export.export import RECORD_NAME, export
 from ggtool.corpus.tokens import tokenize
 from ggtool.errors import ArtifactError, OutputError
 from ggtool.gguf.edit import Changes, edit
-from ggtool.gguf.header import ArrayRef, read_header
+from ggtool.gguf.header import ArrayRef
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.split import split
 from ggtool.source.resolve import from_folder
 from ggtool.source.safetensors import open_checkpoint

@@ -14,8 +14,8 @@ from ggtool.conversion.convert import convert, default_path
 from ggtool.conversion.options import Options
 from ggtool.errors import ArtifactError, UsageError
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import read_header
 from ggtool.gguf.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import from_folder
 
 EXPERTS = Entry(np.arange(12, dtype=np.float32).reshape(3, 4), np.array([2, 0, 4]))

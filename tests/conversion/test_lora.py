@@ -19,7 +19,7 @@ from ggtool.conversion.convert import convert
 from ggtool.conversion.lora import convert_adapter
 from ggtool.errors import SourceError, UsageError
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.source.lora import is_adapter, merged, read_adapter
 from ggtool.source.resolve import ModelSource, from_folder
 

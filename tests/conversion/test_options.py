@@ -16,8 +16,8 @@ from ggtool.conversion.options import Options, TypeRules
 from ggtool.conversion.tensor_types import find_tensor_type
 from ggtool.errors import OutputError, UsageError
 from ggtool.formats import dense_qtypes, find_qtype
-from ggtool.gguf.header import read_header
 from ggtool.gguf.model import open_artifact
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.tensor_types import TENSOR_TYPES
 from ggtool.source.resolve import from_folder
 

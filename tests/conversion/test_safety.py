@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from ggtool.conversion.convert import Converted, convert, default_path
 from ggtool.errors import GgtoolError, OutputError, SourceError, UsageError
 from ggtool.formats import FORMATS, find_qtype
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import ModelSource, from_folder
 
 Weights = dict[str, npt.NDArray[Any]]

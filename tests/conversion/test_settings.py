@@ -22,7 +22,7 @@ from ggtool.conversion.architectures.activations import FIGURES
 from ggtool.conversion.convert import Converted, convert
 from ggtool.errors import SourceError
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import from_folder
 
 Family = Callable[[str], Path]

@@ -17,7 +17,8 @@ from gguf.gguf_writer import GGUFValue
 
 from ggtool.errors import OutputError, UsageError
 from ggtool.gguf.edit import FILLER_KEY, Changes, edit
-from ggtool.gguf.header import GGUFHeader, read_header
+from ggtool.gguf.header import GGUFHeader
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.writer import pack
 
 

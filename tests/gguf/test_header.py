@@ -16,8 +16,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from ggtool.conversion.ggml import library_path
 from ggtool.gguf import strings
 from ggtool.gguf.byte_source import Memory
-from ggtool.gguf.header import examine_header, examine_source, read_header
 from ggtool.gguf.problems import FATAL, LISTED, MalformedError
+from ggtool.gguf.reader import examine_header, examine_source, read_header
 from ggtool.gguf.tensor_types import TENSOR_TYPES, VALUE_TYPE_NAMES
 from ggtool.gguf.trace import trace_source
 

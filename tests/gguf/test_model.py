@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ggtool.errors import ArtifactError
-from ggtool.gguf.header import DEFAULT_ALIGNMENT, ArrayRef, read_header
+from ggtool.gguf.header import DEFAULT_ALIGNMENT, ArrayRef
 from ggtool.gguf.model import is_matrix, open_artifact
+from ggtool.gguf.reader import read_header
 
 ROWS = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
 

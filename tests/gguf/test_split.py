@@ -12,8 +12,8 @@ import tiny_gguf
 from ggtool.conversion.convert import convert
 from ggtool.errors import ArtifactError, OutputError, UsageError
 from ggtool.formats import find_qtype
-from ggtool.gguf.header import read_header
 from ggtool.gguf.model import open_artifact, part_paths
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.split import default_merged_path, merge, split
 from ggtool.source.resolve import from_folder
 

@@ -11,8 +11,9 @@ from ggtool.cli.app import app
 from ggtool.conversion.vendored import find_llama_cpp
 from ggtool.errors import SourceError
 from ggtool.formats import dense_qtypes
-from ggtool.gguf.header import ArrayRef, read_header
+from ggtool.gguf.header import ArrayRef
 from ggtool.gguf.model import open_artifact
+from ggtool.gguf.reader import read_header
 from ggtool.inspection.opened import open_model
 from ggtool.inspection.verification import examine
 

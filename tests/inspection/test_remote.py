@@ -11,8 +11,8 @@ import tiny_gguf
 from range_server import RangeServer, serve
 
 from ggtool.errors import HubError, UsageError
-from ggtool.gguf.header import read_header
 from ggtool.gguf.problems import MalformedError
+from ggtool.gguf.reader import read_header
 from ggtool.gguf.remote import parse_place
 from ggtool.inspection.opened import open_model
 

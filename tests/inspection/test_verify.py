@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from ggtool.cli.app import app
 from ggtool.errors import ArtifactError
 from ggtool.gguf.blocks import block_dtype
-from ggtool.gguf.header import TensorInfo, read_header
+from ggtool.gguf.header import TensorInfo
+from ggtool.gguf.reader import read_header
 from ggtool.inspection.deep import compare_predictions
 from ggtool.inspection.manifest import compare, read_manifest, write_manifest
 from ggtool.inspection.opened import open_model

@@ -12,7 +12,7 @@ import pytest
 from tiny_gguf import CHATML, gpt2
 
 from ggtool.chat.template import render
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.publish.go_template import learn
 from ggtool.publish.modelfile import write_modelfile
 

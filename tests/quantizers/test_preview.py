@@ -14,7 +14,7 @@ from ggtool.backends import LoadOptions
 from ggtool.backends.huggingface.backend import HuggingFaceBackend
 from ggtool.conversion.convert import convert
 from ggtool.formats import Format, find_qtype
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.quantizers.format_spec import parse_backend
 from ggtool.quantizers.linear import QuantizedEmbedding, QuantizedLinear
 from ggtool.quantizers.matrices import find_matrices

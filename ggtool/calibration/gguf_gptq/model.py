@@ -30,8 +30,9 @@ from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.gguf.grids import GRIDS
-from ggtool.gguf.header import TensorInfo, read_header
+from ggtool.gguf.header import TensorInfo
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
+from ggtool.gguf.reader import read_header
 from ggtool.quantizers.packed import fill
 from ggtool.quantizers.pretrained import (
     Device,
