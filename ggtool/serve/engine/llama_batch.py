@@ -32,13 +32,16 @@ class Batch:
         )
 
     def fill(
-        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], n_logits: int
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int],
+        wants_logits: Sequence[bool],
     ) -> None:
-        """Set the batch's tokens; the last `n_logits` of them give logits."""
+        """Set the batch's tokens, and which of them give logits."""
         n = len(tokens)
         self._tokens[:n], self._positions[:n], self._sequences[:n] = tokens, positions, sequences
-        self._flags[:n] = 0
-        self._flags[n - n_logits : n] = 1
+        self._flags[:n] = wants_logits
         self.batch.n_tokens = n
 
 

@@ -49,7 +49,7 @@ class LlamaScoring:
             for start in range(0, len(tokens) - 1, N_UBATCH):
                 piece = tokens[start : min(start + N_UBATCH, len(tokens) - 1)]
                 positions = range(start, start + len(piece))
-                self._batch.fill(piece, positions, [0] * len(piece), len(piece))
+                self._batch.fill(piece, positions, [0] * len(piece), [True] * len(piece))
                 decode(context, self._batch.batch)
                 yield logits_of(context, len(piece), self._n_vocab)
         except GgtoolError as error:

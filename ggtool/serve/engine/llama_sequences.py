@@ -6,6 +6,7 @@ text's numbers are does not depend on what else is served.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,9 @@ from ggtool.serve.engine.llama_scoring import LlamaScoring, apply_lora
 from ggtool.serve.engine.requests import ModelJob, RequestError
 
 _POSITION_TABLE = "position_embd.weight"
+# llama.cpp computes a batch in runs of sequences without a gap, and each run reads the weights anew. A sequence in a gap
+# takes part with a token that is dropped again, where such are at most one in so many that count.
+_PER_FILLER = 3
 _POOL_MEAN, _POOL_CLS, _POOL_LAST = 1, 2, 3
 
 
@@ -77,6 +81,10 @@ class LlamaSequences:
         self._weights_bytes, self._n_params = artifact.weights_bytes, artifact.n_params
         self._lengths = [0] * job.slots
         self._batch = Batch(self._n_batch)
+        # The state of recurrent layers cannot be taken back.
+        self._can_fill = not (
+            lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        )
 
     @property
     def chat_template(self) -> str | None:
@@ -102,13 +110,38 @@ class LlamaSequences:
 
     def step(self, tokens: Sequence[tuple[int, int]]) -> Sequence[Logits]:
         """Append one token to each of several sequences in one decode."""
-        ids = [token for _, token in tokens]
-        sequences = [sequence for sequence, _ in tokens]
-        self._batch.fill(ids, [self._lengths[one] for one in sequences], sequences, len(ids))
+        wanted = dict(tokens)
+        sequences = self._without_gaps(sorted(wanted))
+        ids = [wanted.get(one, tokens[0][1]) for one in sequences]
+        self._batch.fill(
+            ids, [self._lengths[one] for one in sequences], sequences, [one in wanted for one in sequences]
+        )
         self._decode(sequences)
         for sequence in sequences:
-            self._lengths[sequence] += 1
-        return list(self._rows(len(ids)))
+            if sequence in wanted:
+                self._lengths[sequence] += 1
+            else:
+                lib.llama_memory_seq_rm(self._memory, sequence, self._lengths[sequence], -1)
+        rows = dict(zip(sorted(wanted), self._rows(len(wanted)), strict=True))
+        return [rows[sequence] for sequence, _ in tokens]
+
+    def _without_gaps(self, sequences: list[int]) -> list[int]:
+        """Return the sequences with those in their gaps that cost less than another run; ascending, as llama.cpp needs them.
+
+        A longer text would have the attention of all look at more cells.
+        """
+        if not self._can_fill:
+            return sequences
+        longest = min(max(self._lengths[one] for one in sequences), self.n_ctx - 1)
+        left = len(sequences) // _PER_FILLER
+        found = sequences[:1]
+        for before, after in itertools.pairwise(sequences):
+            gap = range(before + 1, after)
+            if len(gap) <= left and all(self._lengths[one] <= longest for one in gap):
+                found += gap
+                left -= len(gap)
+            found.append(after)
+        return found
 
     def score(self, sequence: int, tokens: Sequence[int]) -> Iterator[Logits]:
         """Yield logits in blocks, all but the last position's, from a context of its own; the sequence stays empty."""
@@ -168,7 +201,8 @@ class LlamaSequences:
     def _append(self, sequence: int, tokens: Sequence[int], n_logits: int) -> None:
         start = self._lengths[sequence]
         positions = range(start, start + len(tokens))
-        self._batch.fill(tokens, positions, [sequence] * len(tokens), n_logits)
+        flags = [False] * (len(tokens) - n_logits) + [True] * n_logits
+        self._batch.fill(tokens, positions, [sequence] * len(tokens), flags)
         self._decode([sequence])
         self._lengths[sequence] += len(tokens)
 
