@@ -50,17 +50,21 @@ class ServedModel:
 def find_models(
     arguments: Sequence[str], folder: Path | None, notify: Notify, threads: int
 ) -> list[ServedModel]:
-    """Return the models named, then those in `folder`; nothing is loaded.
+    """Return the models named, then those in `folder`, where what cannot be used is left out with a note; nothing is loaded.
 
     Raises UsageError for an argument that makes no sense or a name that is there twice, SourceError or ArtifactError for
     a model that cannot be used.
     """
     found = [_one(argument, notify, threads) for argument in arguments]
     if folder is not None:
-        found += _in_folder(folder)
+        found += _in_folder(folder, notify)
     names = [model.name for model in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two models are called {twice}; give one another name, as NAME=PATH.")
+    if not found and folder is not None:
+        raise UsageError(
+            f"--models-dir {folder} has nothing to serve: no sound .gguf file and no folder made by `ggtool quantize`."
+        )
     if not found:
         raise UsageError("name a model, such as models/gpt2.gguf, or a folder of models with --models-dir.")
     return found
@@ -77,6 +81,8 @@ def _one(argument: str, notify: Notify, threads: int) -> ServedModel:
         return _gguf(name or path.stem, path)
     if is_quantized_folder(path):
         return _saved(name or path.resolve().name, path)
+    if path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf")):
+        raise UsageError(f"{rest} is a folder of .gguf files: name one of them, or pass --models-dir {rest}.")
     model, fmt = _split_format(rest)
     return _checkpoint(name, model, parse_backend(fmt), notify, threads)
 
@@ -146,17 +152,22 @@ def _converted(source: ModelSource, spec: Spec, threads: int) -> Path:
     return file.path
 
 
-def _in_folder(folder: Path) -> list[ServedModel]:
+def _in_folder(folder: Path, notify: Notify) -> list[ServedModel]:
     if not folder.is_dir():
         raise UsageError(f"--models-dir {folder} is no folder.")
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".gguf" and path.is_file() and not path.is_symlink():
-            if not LATER_PART.search(path.name):
-                found.append(_gguf(path.stem, path))
-        elif is_quantized_folder(path):
-            found.append(_saved(path.name, path))
-    return found
+    made = (_in_place(path, notify) for path in sorted(folder.iterdir()))
+    return [model for model in made if model is not None]
+
+
+def _in_place(path: Path, notify: Notify) -> ServedModel | None:
+    """Return the model at a place in --models-dir, None where there is none or it cannot be used."""
+    try:
+        if path.suffix.lower() == ".gguf" and path.is_file():
+            return None if LATER_PART.search(path.name) else _gguf(path.stem, path)
+        return _saved(path.name, path) if is_quantized_folder(path) else None
+    except ArtifactError as error:  # one download that was cut off is no reason not to serve the others
+        notify(f"{path.name} is left out: {error}")
+        return None
 
 
 def _weights_bytes(folder: Path) -> int:

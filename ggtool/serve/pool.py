@@ -48,7 +48,8 @@ class Pool:
     async def use(self, name: str | None, *, n_requests: int = 1) -> AsyncIterator[ModelProcess]:
         """Yield a model's process, loaded, which stays while it is used.
 
-        Raises RequestError: 404 for another name, 429 when its queue is full, 503 when it does not fit the memory.
+        Raises RequestError: 404 for another name, 400 for more texts than its queue ever takes, 429 when it is full, 503
+        when the model does not fit the memory.
         """
         model = self.find(name)
         self._check_queue(model.name, n_requests)
@@ -82,6 +83,9 @@ class Pool:
         process = self.loaded.get(name)
         pending = process.n_pending if process is not None else self._users.get(name, 0)
         room = self.settings.slots + self.settings.queue
+        if n_requests > room:
+            message = f"the request is for {n_requests} texts and the server takes {room} at once; send fewer in one request."
+            raise RequestError(400, message)
         if pending + n_requests > room:
             raise RequestError(429, f"{name} is busy with {pending} requests; try again in a moment.")
 

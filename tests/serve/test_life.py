@@ -159,6 +159,10 @@ def test_a_full_queue_is_429_and_the_rest_is_served(demo_gguf, tmp_path) -> None
         assert len(events(first)) > 300
         second.join()
         assert statuses == [200]
+        # What can never be taken is no matter of waiting.
+        status, error = server.request("/v1/completions", {"prompt": ["a"] * 3, "max_tokens": 1})
+        assert status == 400
+        assert "for 3 texts and the server takes 2 at once" in error["error"]["message"]
 
 
 @pytest.mark.slow

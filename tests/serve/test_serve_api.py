@@ -265,6 +265,10 @@ def test_anthropics_messages(claude) -> None:
     assert made.content[0].text == streamed.content[0].text != ""
     assert made.stop_reason == streamed.stop_reason == "max_tokens"
     assert streamed.usage.output_tokens == 6
+    stop = made.content[0].text[2:4]
+    stopped = claude.messages.create(**options, stop_sequences=["never", stop])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", stop)
+    assert stopped.content[0].text == made.content[0].text.partition(stop)[0]
     counted = claude.messages.count_tokens(model="demo", messages=TALK, system="Be brief.")
     assert counted.input_tokens == made.usage.input_tokens + made.usage.cache_read_input_tokens
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ggtool.conversion.convert import convert
 from ggtool.formats import find_qtype
+from ggtool.serve.models import find_models
 from ggtool.source.resolve import bundled, from_folder
 
 PROMPT = "The history of the city begins with the river, " * 6
@@ -116,10 +117,19 @@ def test_an_adapter_of_another_model_is_said(demo_gguf, tmp_path) -> None:
         (["{demo}", "--chat-template", "nothing.jinja"], "cannot be read"),
         (["{folder}@gguf-q9"], "q9"),
         (["{folder}@scratch-gptq4"], "needs a calibration text"),
+        (["{files}"], "--models-dir"),
+        (["--models-dir", "{empty}"], "has nothing to serve"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(demo_gguf, tmp_path, arguments, said) -> None:
-    names = {"demo": str(demo_gguf), "folder": str(bundled().folder)}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    names = {
+        "demo": str(demo_gguf),
+        "folder": str(bundled().folder),
+        "files": str(demo_gguf.parent),
+        "empty": str(empty),
+    }
     command = [
         sys.executable,
         "-m",
@@ -133,3 +143,12 @@ def test_what_cannot_be_served_is_one_line(demo_gguf, tmp_path, arguments, said)
     assert found.returncode in (1, 2)
     assert said in found.stderr
     assert found.stderr.count("\n") == 1, found.stderr
+
+
+def test_a_folder_with_a_damaged_file_serves_the_others(demo_gguf, tmp_path) -> None:
+    (tmp_path / "linked.gguf").symlink_to(demo_gguf)
+    (tmp_path / "cut.gguf").write_bytes(demo_gguf.read_bytes()[:100_000])
+    said: list[str] = []
+    assert [model.name for model in find_models([], tmp_path, said.append, 1)] == ["linked"]
+    (note,) = said
+    assert note.startswith("cut.gguf is left out: ")

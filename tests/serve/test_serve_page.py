@@ -61,6 +61,14 @@ def test_a_conversation(page, server) -> None:
     page.wait_until("document.querySelectorAll('.turn').length === 2")
 
 
+def test_an_answer_without_a_token_says_so(page) -> None:
+    end = {"usage": {"completion_tokens": 0, "prompt_tokens": 9}, "timings": {"cache_n": 3}}
+    said = page.evaluate(
+        f"(() => {{ const answer = {{}}; take(answer, {json.dumps(end)}, {{first: 0}}); return answer.cost; }})()"
+    )
+    assert said == "0 tokens · the model ended its answer at once · prompt 9 tokens, 3 cached"
+
+
 @pytest.mark.slow
 def test_regenerate_edit_export_and_new(page) -> None:
     say(page, "Where is Paris?", 1)

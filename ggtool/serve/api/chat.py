@@ -141,7 +141,7 @@ class _Choice:
                 self.calls.append({"id": call, "type": "function", "function": function})
             case CallArguments(number, text):
                 self.calls[number]["function"]["arguments"] += text
-            case Finished(finish, _):
+            case Finished(finish, _, _):
                 self.finish = finish
             case Started():
                 pass

@@ -46,10 +46,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is over: OpenAI's finish_reason, and the runtime's own."""
+    """The answer is over: OpenAI's finish_reason, the runtime's own, and the stop text that came, if one did."""
 
     finish: str
     reason: str
+    stop: str | None
 
 
 Answer = Started | Part | Finished
@@ -87,7 +88,7 @@ async def answers(
                         yield index, part
                     finish = FINISH[event[2]]
                     called = parser.n_calls and finish == "stop"
-                    yield index, Finished("tool_calls" if called else finish, event[2])
+                    yield index, Finished("tool_calls" if called else finish, event[2], event[7])
     pool.count(usage)
 
 

@@ -128,6 +128,7 @@ class _Blocks:
     def __init__(self) -> None:
         self.blocks: list[dict[str, Any]] = []
         self.stop_reason = "end_turn"
+        self.stop_sequence: str | None = None
 
     def add(self, part: Text | Thought | CallStart | CallArguments) -> tuple[bool, dict[str, Any] | None]:
         """Take a part; return whether it opens a block, and the delta it brings, if it brings one."""
@@ -152,6 +153,7 @@ class _Blocks:
     def finish(self, part: Finished) -> None:
         """Note why the answer ended."""
         self.stop_reason = "tool_use" if part.finish == "tool_calls" else _STOPPED[part.reason]
+        self.stop_sequence = part.stop if self.stop_reason == "stop_sequence" else None
 
     def _open(self, kind: str, block: dict[str, Any]) -> bool:
         if self.blocks and self.blocks[-1]["type"] == kind:
@@ -187,7 +189,7 @@ async def _whole(pool: Pool, body: MessagesBody, question: Question) -> Response
                 blocks.finish(part)
             elif not isinstance(part, Started) and not _is_empty(part):
                 blocks.add(part)
-    end = {"stop_reason": blocks.stop_reason, "stop_sequence": None}
+    end = {"stop_reason": blocks.stop_reason, "stop_sequence": blocks.stop_sequence}
     return JSONResponse({**head, "content": blocks.blocks, **end, "usage": _usage(usage)})
 
 
@@ -211,7 +213,7 @@ async def _stream(pool: Pool, body: MessagesBody, question: Question) -> AsyncGe
                     yield _event("content_block_delta", index=index, delta=delta)
     if blocks.blocks:
         yield _event("content_block_stop", index=len(blocks.blocks) - 1)
-    end = {"stop_reason": blocks.stop_reason, "stop_sequence": None}
+    end = {"stop_reason": blocks.stop_reason, "stop_sequence": blocks.stop_sequence}
     yield _event("message_delta", delta=end, usage=_usage(usage))
     yield _event("message_stop")
 

@@ -169,7 +169,7 @@ class _Output:
             case CallArguments(_, text):
                 self.items[-1]["arguments"] += text
                 yield self._delta("response.function_call_arguments.delta", delta=text)
-            case Finished(finish, _):
+            case Finished(finish, _, _):
                 if finish == "length":
                     self.status, self.incomplete = "incomplete", {"reason": "max_output_tokens"}
                 yield from self._close()

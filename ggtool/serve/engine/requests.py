@@ -7,8 +7,9 @@ event is a list that begins with its kind and the request's id:
                                          opening: the last characters of a rendered chat prompt
     ["prompt", id, text, [scored…]]      echoed prompt tokens, scored if that was asked for
     ["token", id, text, [scored…]]       a generated token; text may be "" inside a character
-    ["end", id, reason, text, n_predict, prompt_s, predict_s]  text: what was still held back; reason: the model was
-                                         done ("eog"), "stop" text, n_predict reached ("length"), "context" full
+    ["end", id, reason, text, n_predict, prompt_s, predict_s, stop]  text: what was still held back; reason: the model was
+                                         done ("eog"), "stop" text, n_predict reached ("length"), "context" full; stop: the
+                                         stop text that came, or null
     ["reply", id, value]                 the answer to what is no generation
     ["error", id, status, message, param]
     ["load", fields] and ["status", fields]  about the model: once, and when slots change

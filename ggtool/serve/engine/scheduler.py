@@ -329,6 +329,7 @@ class Scheduler:
             slot.n_predicted,
             first - slot.started_s,
             now - first,
+            slot.stopped_by,
         )
         self._free(slot)
 

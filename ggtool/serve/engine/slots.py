@@ -37,6 +37,7 @@ class Slot:
         self.started_s = time.monotonic()
         self.first_token_s = 0.0
         self.offset = 0  # characters of text so far
+        self.stopped_by: str | None = None  # the stop text that came
         self._held = ""  # text that may be the beginning of a stop text
         self._decoder: Any = None
 
@@ -61,9 +62,10 @@ class Slot:
         if not stops:
             return text, False
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in stops) if at >= 0]
+        found = [(at, stop) for stop in stops if (at := self._held.find(stop)) >= 0]
         if found:
-            sent, self._held = self._held[: min(found)], ""
+            at, self.stopped_by = min(found)
+            sent, self._held = self._held[:at], ""
             return sent, True
         keep = max(_overlap(self._held, stop) for stop in stops)
         sent, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -247,8 +247,9 @@ function take(answer, event, held) {
   if (event.timings) {
     const { timings, usage } = event;
     const rate = timings.predicted_per_second;
-    answer.cost = `${usage.completion_tokens} tokens · ${rate ? `${rate.toFixed(1)} tokens/s · ` : ""}` +
-      `first after ${held.first.toFixed(0)} ms · prompt ${usage.prompt_tokens} tokens, ${timings.cache_n} cached`;
+    const first = held.first ? `first after ${held.first.toFixed(0)} ms` : "the model ended its answer at once";
+    answer.cost = `${usage.completion_tokens} tokens · ${rate ? `${rate.toFixed(1)} tokens/s · ` : ""}${first} · ` +
+      `prompt ${usage.prompt_tokens} tokens, ${timings.cache_n} cached`;
   }
 }
 
