@@ -15,8 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from ggtool.backends import Backend, Logits
 
-# Tokens computed at once: what llama.cpp takes in one piece, and enough for matrix products elsewhere.
-PACK_TOKENS = 512
+# Tokens computed at once, where items are small: enough for matrix products. Attention looks at all tokens of a pack, most of
+# which belong to other texts, so larger packs take longer (docs/log.md has the times).
+PACK_TOKENS = 256
 # Bytes of logits that a pack may hold.
 _PACK_LOGITS_BYTES = 1 << 27
 
@@ -62,17 +63,19 @@ def branch(texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Branches:
 def packs(
     items: Iterable[Branches], n_vocab: int, *, most_tokens: int, most_texts: int
 ) -> Iterator[list[Branches]]:
-    """Group items, in order, into packs within the limits; an item that exceeds them is split by its endings.
+    """Group items, in order, into packs of about PACK_TOKENS; an item that exceeds the limits is split by its endings.
 
-    A single text may exceed `most_tokens` and the limit of logits, for it cannot be split.
+    An item larger than PACK_TOKENS has a pack to itself. A single text may exceed `most_tokens` and the limit of logits, for it
+    cannot be split.
     """
     most_rows = max(1, _PACK_LOGITS_BYTES // (4 * n_vocab))
+    good_tokens = min(PACK_TOKENS, most_tokens)
     pack: list[Branches] = []
     tokens = texts = rows = 0
     for whole in items:
         for item in _split(whole, most_tokens, most_texts, most_rows):
             fits = (
-                tokens + item.n_tokens <= most_tokens
+                tokens + item.n_tokens <= good_tokens
                 and texts + len(item.endings) <= most_texts
                 and rows + item.n_rows <= most_rows
             )

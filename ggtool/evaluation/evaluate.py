@@ -157,7 +157,10 @@ class _OpenRow:
             record = _with_outcome(record, done.result)
             keys[task] = target_keys(self._what, self.target, done.node.facts).get(task, "")
         keys |= {task: stored.keys[task] for task, stored in self._known.items()}
-        return replace(record, keys=keys, failure=" ".join(self._failures), test_time=_now())
+        # In the order asked for, whichever was answered first.
+        order = {items.task: number for number, items in enumerate(self._what.tasks)}
+        tasks = tuple(sorted(record.tasks, key=lambda result: order[result.task]))
+        return replace(record, tasks=tasks, keys=keys, failure=" ".join(self._failures), test_time=_now())
 
 
 class _Judge:

@@ -9,7 +9,7 @@ import tiny_gguf
 from tiny_families import build_tiny
 
 from ggtool.backends import Backend, LoadOptions
-from ggtool.backends.branches import Branches, branch, one_by_one, packs
+from ggtool.backends.branches import PACK_TOKENS, Branches, branch, one_by_one, packs
 from ggtool.backends.huggingface.backend import HuggingFaceBackend
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
 from ggtool.errors import UsageError
@@ -91,6 +91,17 @@ def test_packs_keep_the_limits_and_lose_nothing() -> None:
         sum(item.n_rows for item in pack) <= 32
         for pack in packs(items, 2**20, most_tokens=999, most_texts=99)
     )
+
+
+def test_small_items_share_a_pack_and_a_large_one_is_computed_once() -> None:
+    small = [branch([[*range(30), ending] for ending in range(4)], [29] * 4) for _ in range(20)]
+    large = branch([[*range(PACK_TOKENS), ending] for ending in range(4)], [PACK_TOKENS - 1] * 4)
+    found = list(packs([*small, large, *small], 1000, most_tokens=4 * PACK_TOKENS, most_texts=128))
+    assert [large] in found
+    assert [item for pack in found for item in pack] == [*small, large, *small]
+    full = [sum(item.n_tokens for item in pack) for pack in found if pack != [large]]
+    assert all(n <= PACK_TOKENS for n in full)
+    assert full[0] + small[0].n_tokens > PACK_TOKENS
 
 
 def test_a_text_longer_than_the_context_is_refused(tiny_gpt2: Path) -> None:

@@ -63,7 +63,8 @@ class BranchContext:
             seq_id=pointers.ctypes.data_as(ctypes.POINTER(as_int32)),
             logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-        lib.llama_memory_clear(self._memory, True)
+        # Without clearing the buffers: what they hold of the pack before is masked.
+        lib.llama_memory_clear(self._memory, False)
         decode(self._context, batch)
         rows = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (len(layout.wanted), self._n_vocab))
         yield from gather(pack, rows, layout.first_row)
