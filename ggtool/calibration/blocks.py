@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -57,6 +57,11 @@ class Blocks:
     def n_chunks(self) -> int:
         """The number of chunks."""
         return len(self._hidden)
+
+    def states(self, chunks: Iterable[int]) -> Iterator[Tensor]:
+        """Yield the hidden states of some chunks."""
+        for chunk in chunks:
+            yield self._hidden[chunk]
 
     def run(self, index: int, module: nn.Module | None = None) -> Iterator[Tensor]:
         """Yield the output of block `index`, or of a `module` in its place, for each chunk's hidden state."""

@@ -75,6 +75,22 @@ def test_a_target_makes_up_for_the_error_before_the_layer() -> None:
     assert rounded.error < 0.1 * rounded.stock_error
 
 
+def test_a_tied_matrix_moves_away_from_the_checkpoints_only_as_far_as_the_table_of_tokens_bears() -> None:
+    weights = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
+    found = Inputs(), Inputs()
+    for moments, seed in zip(found, (1, 2), strict=True):
+        x = _correlated(2048, 64, seed)
+        moments.add(0.8 * x, x)
+    both = Moments(*found)
+    moved = [
+        float(np.square(round_layer("Q8_0", weights, None, both, None, 1, share).weights - weights).mean())
+        for share in (0.0, 1.0, 100.0)
+    ]
+    assert moved[0] > 3 * moved[1] > 9 * moved[2]
+    stock = dequantize_rows("Q8_0", quantize_rows("Q8_0", weights), 64)
+    assert moved[2] < 2 * np.square(stock - weights).mean() + 1e-4
+
+
 def test_a_layer_keeps_llama_cpps_bytes_where_ours_are_worse_on_other_text() -> None:
     weights = np.random.default_rng(3).standard_normal((16, 64)).astype(np.float32)
     narrow, other = torch.randn(4096, 64) * torch.tensor([30.0, *[0.01] * 63]), torch.randn(4096, 64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ggtool.calibration.blocks import refuse_not_finite
 from ggtool.calibration.gguf_gptq.inputs import Inputs, Summary
-from ggtool.calibration.gguf_gptq.matrix import DAMPING, Costs, costs, descend, round_matrix
+from ggtool.calibration.gguf_gptq.matrix import Costs, costs, descend, round_matrix
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.gguf.grids import GRIDS, join_rows, split_rows
 
@@ -70,16 +70,18 @@ class Moments:
         """Raise MeasureError unless all inputs were finite."""
         refuse_not_finite(name, is_finite=self.fitted.is_finite and self.judged.is_finite)
 
-    def prepared(self, *, centred: bool, damping: float) -> Prepared:
-        """Return what is computed of them once for all layers that share the input; see `Inputs.summary`."""
-        key = (centred, damping)
+    def prepared(self, *, centred: bool, table_share: float) -> Prepared:
+        """Return what is computed of them once for all layers that share the input.
+
+        See `Inputs.summary` and `Summary.with_table`.
+        """
+        key = (centred, table_share)
         if key not in self._prepared:
-            fitted, judged = (one.summary(centred=centred) for one in (self.fitted, self.judged))
-            share = damping * (float(fitted.hessian.diagonal().mean()) or 1.0)
-            damped = fitted.hessian.double() + share * torch.eye(len(fitted.hessian)).to(
-                fitted.hessian.double()
+            fitted, judged = (
+                one.summary(centred=centred).with_table(table_share) for one in (self.fitted, self.judged)
             )
-            cost = costs(fitted.hessian.cpu().numpy(), damping)
+            cost = costs(fitted.hessian.cpu().numpy())
+            damped = torch.from_numpy(cost.hessian).to(fitted.hessian.device).double()
             self._prepared[key] = Prepared(fitted, judged, cost, torch.linalg.cholesky(damped))
         return self._prepared[key]
 
@@ -101,14 +103,15 @@ def round_layer(
     moments: Moments,
     importance: Floats | None,
     threads: int,
-    damping: float = DAMPING,
+    table_share: float = 0.0,
     present: npt.NDArray[np.uint8] | None = None,
 ) -> Rounded:
     """Round `weights` (n_rows, n_columns); importance: what llama.cpp weighs its own rounding with, float32 (n_columns,).
 
+    table_share: of a matrix that is the table of tokens too, what an error costs there; see `Summary.with_table`.
     present: bytes of a file that is there, to be refined: they take the place of llama.cpp's, and nothing is rounded anew.
     """
-    known = moments.prepared(centred=bias is not None, damping=damping)
+    known = moments.prepared(centred=bias is not None, table_share=table_share)
     fitted, judged, cost = known.fitted, known.judged, known.cost
     exact = torch.from_numpy(weights).to(fitted.hessian)
     strength, target = _target(exact, known)

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 # Share of the mean of H's diagonal that is added to it.
-DAMPING = 0.01
+_DAMPING = 0.01
 _ROUNDS = 4
 # Integer scales this far from a group's own are tried in the descent.
 _REACH = 1
@@ -47,10 +47,10 @@ class Costs:
         return found
 
 
-def costs(hessian: Floats, damping: float = DAMPING) -> Costs:
+def costs(hessian: Floats) -> Costs:
     """Damp a Hessian, symmetric without an eigenvalue far below 0, and factorize it. Inputs that are always 0 get the damping alone."""
     exact = hessian.astype(np.float64)
-    share = damping * (float(exact.diagonal().mean()) or 1.0)
+    share = _DAMPING * (float(exact.diagonal().mean()) or 1.0)
     while True:
         damped = exact + share * np.eye(len(exact))
         try:

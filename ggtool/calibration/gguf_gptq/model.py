@@ -8,7 +8,7 @@ two copies of one block, the moments of one input and both streams.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 from ggtool.calibration.blocks import Blocks, block_names, take_blocks
 from ggtool.calibration.gguf_gptq.layer import Moments, Rounded, round_layer
 from ggtool.calibration.gguf_gptq.layers import Layer, find_layers, put
-from ggtool.calibration.gguf_gptq.matrix import DAMPING
 from ggtool.calibration.gguf_gptq.stored import HEAD, read_step, step_path, write_step
 from ggtool.calibration.gguf_gptq.streams import Pair
+from ggtool.calibration.gguf_gptq.table import Table
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
@@ -45,8 +45,6 @@ from ggtool.source.resolve import ModelSource
 from ggtool.system.progress import Progress
 
 Floats = npt.NDArray[np.float32]
-# A matrix that is also the table of tokens must serve as that too, where every direction counts alike.
-_TABLE_DAMPING = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,18 +117,36 @@ def quantize_model(
             progress(index, len(names) + 1)
             fill(model, held[name], device)
             original = copy.deepcopy(floats.modules[index])
-            inside = {
-                key.removeprefix(f"{name}."): layer
-                for key, layer in layers.items()
-                if key.startswith(f"{name}.") and plan.rounds(layer)
-            }
+            inside = _inside(name, layers, plan)
             _round_block(Pair(floats, quantized, index, original), inside, plan, f"{index:05}")
             floats.advance(index, original)
             quantized.advance(index)
             _empty(floats.modules[index])
         progress(len(names), len(names) + 1)
-        _round_head(model, Pair(floats, quantized, len(names), model), chunks, layers, plan)
+
+        def run(some: Tensor) -> Blocks:
+            """Run chunks through the rounded blocks, which are read again one at a time."""
+            blocks = Blocks(model, some)
+            for index, name in enumerate(names):
+                fill(model, held[name], device)
+                stored = read_step(step_path(plan.folder, f"{index:05}"))
+                assert stored is not None
+                _restore_block(blocks.modules[index], _inside(name, layers, plan), stored[0], plan)
+                blocks.advance(index)
+                _empty(blocks.modules[index])
+            return blocks
+
+        _round_head(model, Pair(floats, quantized, len(names), model), chunks, layers, plan, run)
     progress(len(names) + 1, len(names) + 1)
+
+
+def _inside(block: str, layers: Mapping[str, Layer], plan: Plan) -> dict[str, Layer]:
+    """Return the layers of a block that are rounded, by their names in it."""
+    return {
+        key.removeprefix(f"{block}."): layer
+        for key, layer in layers.items()
+        if key.startswith(f"{block}.") and plan.rounds(layer)
+    }
 
 
 def _round_block(pair: Pair, layers: Mapping[str, Layer], plan: Plan, step: str) -> None:
@@ -138,8 +154,7 @@ def _round_block(pair: Pair, layers: Mapping[str, Layer], plan: Plan, step: str)
     path = step_path(plan.folder, step)
     stored = read_step(path)
     if stored is not None:
-        for name, layer in layers.items():
-            _restore(pair.module.get_submodule(name), layer, stored[0], plan)
+        _restore_block(pair.module, layers, stored[0], plan)
         return
     tensors: dict[str, npt.NDArray[Any]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -147,21 +162,25 @@ def _round_block(pair: Pair, layers: Mapping[str, Layer], plan: Plan, step: str)
         moments = pair.moments(names[0])
         moments.check(names[0])
         for name in names:
-            layer = layers[name]
+            layer, module = layers[name], pair.module.get_submodule(name)
             if plan.types[layer.weight.name] in GRIDS:
-                rounded = _round(layer, moments, plan, DAMPING)
+                rounded = _round(layer, moments, plan)
                 _keep(layer, rounded, tensors, facts)
-                put(pair.module.get_submodule(name), layer, rounded.weights, rounded.bias)
-    for name, layer in layers.items():
-        if layer.weight.name not in tensors:
-            _restore(pair.module.get_submodule(name), layer, {}, plan)
+                put(module, layer, rounded.weights, rounded.bias)
+            else:
+                _restore(module, layer, {}, plan)
     write_step(path, tensors, facts)
 
 
 def _round_head(
-    model: PreTrainedModel, pair: Pair, chunks: Tensor, layers: Mapping[str, Layer], plan: Plan
+    model: PreTrainedModel,
+    pair: Pair,
+    chunks: Tensor,
+    layers: Mapping[str, Layer],
+    plan: Plan,
+    run: Callable[[Tensor], Blocks],
 ) -> None:
-    """Round the output matrix by what comes out of the last block; a tied one is the table of tokens too."""
+    """Round the output matrix by what comes out of the last block; a tied one is the table of tokens too, see `Table`."""
     path = step_path(plan.folder, HEAD)
     head = model.get_output_embeddings()
     weight = cast(Tensor, head.weight)
@@ -173,12 +192,18 @@ def _round_head(
     if layer is not None and plan.types[layer.weight.name] in GRIDS:
         moments = pair.last_moments(model, chunks)
         moments.check("the output matrix")
-        is_tied = weight is model.get_input_embeddings().weight
-        _keep(layer, _round(layer, moments, plan, _TABLE_DAMPING if is_tied else DAMPING), tensors, facts)
+        if weight is model.get_input_embeddings().weight:
+            stock, exact = plan.bytes_before(layer.weight), layer.weight.rows(0, layer.weight.n_rows)
+            before = dequantize_rows(plan.types[layer.weight.name], stock, layer.weight.n_per_row)
+            table = Table(model, layer, pair.floats, pair.quantized, chunks, run, exact, before)
+            rounded = table.checked(_round(layer, moments, plan, table.share()), stock)
+        else:
+            rounded = _round(layer, moments, plan)
+        _keep(layer, rounded, tensors, facts)
     write_step(path, tensors, facts)
 
 
-def _round(layer: Layer, moments: Moments, plan: Plan, damping: float) -> Rounded:
+def _round(layer: Layer, moments: Moments, plan: Plan, table_share: float = 0.0) -> Rounded:
     weight, bias = layer.weight, layer.bias
     rows = weight.rows(0, weight.n_rows)
     weight.source.release()
@@ -189,7 +214,7 @@ def _round(layer: Layer, moments: Moments, plan: Plan, damping: float) -> Rounde
         moments,
         plan.importance_of(weight),
         plan.threads,
-        damping,
+        table_share,
         None if plan.present is None else plan.stored(weight.name),
     )
 
@@ -214,6 +239,13 @@ def _restore(module: nn.Module, layer: Layer, stored: Mapping[str, npt.NDArray[A
         data = plan.bytes_before(weight)
     bias = stored.get(layer.bias.name) if layer.bias is not None else None
     put(module, layer, dequantize_rows(type_name, data, weight.n_per_row), bias)
+
+
+def _restore_block(
+    block: nn.Module, layers: Mapping[str, Layer], stored: Mapping[str, npt.NDArray[Any]], plan: Plan
+) -> None:
+    for name, layer in layers.items():
+        _restore(block.get_submodule(name), layer, stored, plan)
 
 
 def _round_table(model: PreTrainedModel, layers: Mapping[str, Layer], plan: Plan) -> None:

@@ -77,14 +77,19 @@ class Pair:
         return Moments(*found)
 
 
+def judged_chunks(n_chunks: int) -> list[int]:
+    """Return the indices of the chunks that are kept apart, to judge by."""
+    every = min(_JUDGED, n_chunks)
+    return [*range(every - 1, n_chunks, every)]
+
+
 def _new_moments() -> tuple[Inputs, Inputs]:
-    return Inputs(), Inputs()
+    return Inputs(for_errors=False), Inputs()
 
 
 def _add(found: tuple[Inputs, Inputs], chunk: int, n_chunks: int, y: Tensor, x: Tensor) -> None:
     """Add a chunk's inputs to what is fitted on or to what is judged by; of a text of one chunk, to both."""
-    every = min(_JUDGED, n_chunks)
-    is_judged = chunk % every == every - 1
+    is_judged = chunk in judged_chunks(n_chunks)
     if not is_judged or n_chunks == 1:
         found[0].add(y, x)
     if is_judged:
