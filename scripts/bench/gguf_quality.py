@@ -4,9 +4,10 @@
     python scripts/bench/gguf_quality.py --model M --calibration TEXT --text heldout=FILE --text other=FILE --folder OUT
 
 For each quant type and each seed (a drawing of pieces from the calibration text) both methods make a file from the same text: llama.cpp's
-rounding with that text's importance matrix, byte for byte what llama-quantize makes, and ours. Divergence is from the F32 file,
-in llama.cpp, over the second half of each chunk of 512 tokens, the reference computed once for all files. The error of a
-ratio is that of paired chunks.
+rounding with that text's importance matrix, and ours. With --llama-tools (`scripts/build-llama-tools` prints the folder) llama-quantize makes the
+first of them as well, and every tensor must have the same bytes. A quant type such as 3.5bpw is a
+mix that --target-bpw chooses for both. Divergence is from the F32 file, in llama.cpp, over the second half of each chunk of 512 tokens,
+the reference computed once for all files. The error of a ratio is that of paired chunks.
 
 What is there is not made or measured again, so the run can be stopped and goes on; `--workers N` measures N parts at once.
 """
@@ -17,6 +18,8 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import os
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -32,14 +35,17 @@ from ggtool import corpus
 from ggtool.api import convert
 from ggtool.backends import LoadOptions
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend
+from ggtool.calibration.imatrix import cached_imatrix, calibrate
 from ggtool.calibration.make_gguf import ConvertRequest
 from ggtool.evaluation.metrics.divergence import compare
 from ggtool.evaluation.metrics.windows import cut
+from ggtool.gguf.header import read_header
 from ggtool.source.resolve import resolve
 
 N_CTX = 512
 PIECES = 512
 METHODS = ("imatrix", "gptq")
+MIX = "bpw"
 
 
 def drawn(text: str, seed: int, n_characters: int) -> str:
@@ -55,6 +61,11 @@ def drawn(text: str, seed: int, n_characters: int) -> str:
     return "\n".join(found)
 
 
+def is_mix(qtype: str) -> bool:
+    """Whether what is asked for is a mix of so many bits per weight, such as 3.5bpw."""
+    return qtype.lower().endswith(MIX)
+
+
 def make(arguments: argparse.Namespace, qtype: str, method: str, seed: int) -> Path:
     """Return one file, made now unless it is there."""
     name = qtype.lower() if qtype.lower() == "f32" else f"{qtype.lower()}-{method}-{seed}"
@@ -62,8 +73,10 @@ def make(arguments: argparse.Namespace, qtype: str, method: str, seed: int) -> P
     if path.exists():
         return path
     text = arguments.folder / f"calibration-{seed}.txt"
+    bits = qtype.lower().removesuffix(MIX)
     request = ConvertRequest(
-        qtypes=(qtype,),
+        qtypes=() if is_mix(qtype) else (qtype,),
+        target_bpw=float(bits) if is_mix(qtype) else None,
         model=arguments.model,
         out=path,
         calibration=None if qtype.lower() == "f32" else text,
@@ -75,6 +88,37 @@ def make(arguments: argparse.Namespace, qtype: str, method: str, seed: int) -> P
     convert(request)
     print(f"made {path.name}", file=sys.stderr, flush=True)
     return path
+
+
+def check_stock(arguments: argparse.Namespace) -> Iterator[str]:
+    """Quantize with llama-quantize and the same importance matrix; yield a line a file, exit where a tensor differs."""
+    source = resolve(arguments.model, None, lambda note: None)
+    for qtype, method, seed in wanted(arguments):
+        if method != "imatrix" or is_mix(qtype):
+            continue
+        ours = make(arguments, qtype, method, seed)
+        text = arguments.folder / f"calibration-{seed}.txt"
+        calibrate(source, text, arguments.threads, n_chunks=arguments.calibration_chunks)
+        matrix = cached_imatrix(source, text, n_chunks=arguments.calibration_chunks)
+        theirs = arguments.folder / "llama-quantize.gguf"
+        command = [arguments.llama_tools / "llama-quantize", "--imatrix", matrix]
+        command += [arguments.folder / "f32.gguf", theirs, qtype.upper(), str(arguments.threads)]
+        subprocess.run([*map(str, command)], check=True, capture_output=True)
+        both = [_tensor_bytes(path) for path in (ours, theirs)]
+        if both[0] != both[1]:
+            names = [name for name, digest in both[0].items() if both[1].get(name) != digest]
+            sys.exit(f"{ours.name}: llama-quantize makes other bytes of {', '.join(names)}")
+        yield f"{ours.name}: {len(both[0])} tensors with the bytes of llama-quantize"
+        theirs.unlink()
+
+
+def _tensor_bytes(path: Path) -> dict[str, tuple[str, str]]:
+    """Return {tensor: (type, sha256 of its bytes)} of a GGUF."""
+    found = {}
+    for tensor in read_header(path).tensors:
+        data = np.fromfile(path, np.uint8, tensor.n_bytes, offset=tensor.offset)
+        found[tensor.name] = tensor.type_name, hashlib.sha256(data).hexdigest()
+    return found
 
 
 def wanted(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
@@ -245,6 +289,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each maker")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --method gptq")
     parser.add_argument("--figure", type=Path, help="draw divergence against bytes, an SVG file")
+    parser.add_argument(
+        "--llama-tools",
+        type=Path,
+        default=os.environ.get("GGTOOL_LLAMA_TOOLS"),
+        help="the folder of llama-quantize, to compare llama.cpp's files with (default: GGTOOL_LLAMA_TOOLS)",
+    )
     parser.add_argument("--report", action="store_true", help="print and draw what is there, make nothing")
     found = parser.parse_args()
     found.texts = dict(pair.split("=", 1) for pair in found.text)
@@ -256,6 +306,8 @@ def main() -> None:
     arguments = _arguments()
     if not arguments.report:
         run(arguments)
+        if arguments.llama_tools:
+            print("\n".join(check_stock(arguments)), end="\n\n")
     print("\n".join(tables(arguments)))
     if arguments.figure:
         draw(arguments, arguments.figure)

@@ -80,20 +80,17 @@ class Moments:
             fitted, judged = (
                 one.summary(centred=centred).with_table(table_share) for one in (self.fitted, self.judged)
             )
-            cost = costs(fitted.hessian.cpu().numpy())
-            damped = torch.from_numpy(cost.hessian).to(fitted.hessian.device).double()
-            self._prepared[key] = Prepared(fitted, judged, cost, torch.linalg.cholesky(damped))
+            self._prepared[key] = Prepared(fitted, judged, costs(fitted.hessian.cpu().numpy()))
         return self._prepared[key]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both summaries, the costs of an error, and the lower Cholesky factor of the damped Hessian in float64."""
+    """Both summaries and the costs of an error."""
 
     fitted: Summary
     judged: Summary
     cost: Costs
-    cholesky: Tensor
 
 
 def round_layer(
@@ -138,8 +135,8 @@ def _target(weights: Tensor, known: Prepared) -> tuple[float, Tensor]:
     """Return the strength of correction that serves the unfitted chunks best, and the weights to be rounded."""
     fitted, judged = known.fitted, known.judged
     # The error of y q is least, for q that need not be rounded, at w + w (G - H)' inverse(H).
-    drift = weights.double() @ (fitted.cross - fitted.hessian).T.double()
-    step = torch.cholesky_solve(drift.T, known.cholesky).T.to(torch.float32)
+    factor = torch.from_numpy(known.cost.factor).to(weights)
+    step = weights @ (fitted.cross - fitted.hessian).T @ factor.T @ factor
     tried = {one: float(judged.errors(weights + one * step, weights).sum()) for one in _STRENGTHS}
     strength = min(tried, key=lambda one: tried[one])
     return strength, weights + strength * step

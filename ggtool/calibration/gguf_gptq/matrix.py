@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ggtool.conversion.ggml import quantize_rows
 from ggtool.gguf.grids import GRIDS, Grid, Parts, split_rows, values
@@ -49,19 +50,18 @@ class Costs:
 
 def costs(hessian: Floats) -> Costs:
     """Damp a Hessian, symmetric without an eigenvalue far below 0, and factorize it. Inputs that are always 0 get the damping alone."""
-    exact = hessian.astype(np.float64)
+    exact = torch.from_numpy(hessian.astype(np.float64))
     share = _DAMPING * (float(exact.diagonal().mean()) or 1.0)
+    same = torch.eye(len(exact), dtype=torch.float64)
     while True:
-        damped = exact + share * np.eye(len(exact))
-        try:
-            # The Cholesky factor of the inverse, of the matrix turned back to front: no inverse is formed.
-            lower = np.linalg.cholesky(damped[::-1, ::-1])
-        except np.linalg.LinAlgError:  # float32 sums can leave an eigenvalue slightly below 0
-            share *= 10
-            continue
-        upper = np.linalg.inv(lower)[::-1, ::-1]
-        factor = np.ascontiguousarray(np.triu(upper), np.float32)
-        return Costs(np.ascontiguousarray(damped, np.float32), factor)
+        damped = exact + share * same
+        # The Cholesky factor of the inverse, of the matrix turned back to front: only a triangle is inverted.
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not failed:
+            break
+        share *= 10  # float32 sums can leave an eigenvalue slightly below 0
+    factor = torch.linalg.solve_triangular(lower, same, upper=False).flip(0, 1)
+    return Costs(damped.to(torch.float32).numpy(), factor.triu().to(torch.float32).contiguous().numpy())
 
 
 def round_matrix(
