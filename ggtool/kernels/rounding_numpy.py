@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+# Columns that are moved before those behind them.
+_PANEL = 256
 
 
 class GridLike(Protocol):
@@ -76,9 +78,19 @@ class _Moves:
         self._levels = np.array(grid.levels, np.float32)
         self._per_block = grid.block // grid.group
 
-    def codes(self) -> float:
+    def round(self, reach: int) -> float:
+        """Move the columns of one panel after the other."""
+        n_columns, gained = self._gradient.shape[1], 0.0
+        for begin in range(0, n_columns, _PANEL):
+            columns = range(begin, min(begin + _PANEL, n_columns))
+            gained += self._blocks(columns)
+            gained += self._groups(columns, reach) if reach else 0.0
+            gained += self._codes(columns)
+        return gained
+
+    def _codes(self, columns: range) -> float:
         gained = 0.0
-        for column in range(self._gradient.shape[1]):
+        for column in columns:
             scale, minimum = scales_of(self._grid, self._parts, column // self._grid.group)
             codes = self._parts.codes[:, column]
             slope, curvature = self._gradient[:, column], self._hessian[column, column]
@@ -92,10 +104,10 @@ class _Moves:
             self._gradient += np.outer(step, self._hessian[column])
         return gained
 
-    def groups(self, reach: int) -> float:
-        n_groups = self._gradient.shape[1] // self._grid.group
+    def _groups(self, columns: range, reach: int) -> float:
+        size = self._grid.group
         move = self._nested_group if self._per_block > 1 else self._plain_group
-        return sum(move(group, reach) for group in range(n_groups))
+        return sum(move(group, reach) for group in range(columns.start // size, columns.stop // size))
 
     def _nested_group(self, group: int, reach: int) -> float:
         parts, (least, largest) = self._parts, self._grid.scales
@@ -163,8 +175,9 @@ class _Moves:
             self._gradient[rows] += steps[rows] @ self._hessian[span]
         return best, -float(lowest[best >= 0].sum())
 
-    def blocks(self) -> float:
-        return sum(self._block(block) for block in range(self._parts.d.shape[1]))
+    def _blocks(self, columns: range) -> float:
+        size = self._grid.block
+        return sum(self._block(block) for block in range(columns.start // size, columns.stop // size))
 
     def _block(self, block: int) -> float:
         grid, parts = self._grid, self._parts
@@ -236,7 +249,7 @@ def descend(
     moves = _Moves(grid, parts, gradient, hessian)
     total = 0.0
     for _ in range(n_rounds):
-        gained = moves.blocks() + (moves.groups(reach) if reach else 0.0) + moves.codes()
+        gained = moves.round(reach)
         total += gained
         if gained <= least * total:
             break

@@ -10,18 +10,22 @@ from ggtool.conversion.ggml import quantize_rows
 from ggtool.gguf.grids import GRIDS, Parts, split_rows, values
 from ggtool.kernels import rounding, rounding_numpy
 
-_N_COLUMNS = 256
 Floats = npt.NDArray[np.float32]
+
+
+def _n_columns(type_name: str) -> int:
+    """Return two panels of the descent, or one and a half where the type's blocks allow it."""
+    return 512 if GRIDS[type_name].block == 256 else 384
 
 
 def _problem(type_name: str, n_rows: int) -> tuple[Floats, Floats, Parts]:
     """Return weights, a Hessian of correlated inputs and llama.cpp's own rounding."""
-    random = np.random.default_rng(5)
-    mixed = random.standard_normal((2 * _N_COLUMNS, 24)) @ random.standard_normal((24, _N_COLUMNS))
+    random, n_columns = np.random.default_rng(5), _n_columns(type_name)
+    mixed = random.standard_normal((2 * n_columns, 24)) @ random.standard_normal((24, n_columns))
     inputs = mixed + random.standard_normal(mixed.shape)
-    weights = random.standard_normal((n_rows, _N_COLUMNS)).astype(np.float32)
+    weights = random.standard_normal((n_rows, n_columns)).astype(np.float32)
     hessian = (inputs.T @ inputs / len(inputs)).astype(np.float32)
-    return weights, hessian, split_rows(type_name, quantize_rows(type_name, weights), _N_COLUMNS)
+    return weights, hessian, split_rows(type_name, quantize_rows(type_name, weights), n_columns)
 
 
 def _error(type_name: str, parts: Parts, weights: Floats, hessian: Floats) -> float:
@@ -75,9 +79,9 @@ def test_feedback_spreads_each_error_as_numpy_does(type_name: str) -> None:
     factor = np.linalg.cholesky(np.linalg.inv(hessian.astype(np.float64))).T.astype(np.float32).copy()
     plain = _error(type_name, parts, weights, hessian)
     ours, theirs, works = parts.copy(), parts.copy(), (weights.copy(), weights.copy())
-    errors = rounding.feedback(GRIDS[type_name], ours, works[0], factor, 0, _N_COLUMNS, 2)
+    errors = rounding.feedback(GRIDS[type_name], ours, works[0], factor, 0, len(hessian), 2)
     other = np.empty_like(errors)
-    rounding_numpy.feedback(GRIDS[type_name], theirs, works[1], factor, other, 0, _N_COLUMNS)
+    rounding_numpy.feedback(GRIDS[type_name], theirs, works[1], factor, other, 0, len(hessian))
     assert float((ours.codes == theirs.codes).mean()) > 0.99
     assert _error(type_name, ours, weights, hessian) < 0.8 * plain
     # The squares of the errors add up to the rows' error: the factor is of the inverse of H.

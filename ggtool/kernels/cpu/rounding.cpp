@@ -5,13 +5,17 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
+
+#include "lanes.h"
 
 namespace {
 
 constexpr int kMaxLevels = 256;
 constexpr int kMaxGroup = 32;
-constexpr int64_t kRowsAtOnce = 16;  // they share each row of H while it is in the cache
+constexpr int kRowsAtOnce = 16;    // they share each row of H while it is in the cache
+constexpr int64_t kPanel = 256;  // columns that are moved before the rest of a row's gradient follows; a multiple of all blocks
 
 // ctypes has the same structs: ggtool/kernels/rounding.py. See ggtool/gguf/grids.py for what the numbers mean.
 struct Grid {
@@ -90,6 +94,29 @@ void add(float* to, const float* from, float factor, int64_t n) {
   for (int64_t at = 0; at < n; ++at) to[at] += factor * from[at];
 }
 
+// to[row, :] += from[row, :] times `matrix`, for kRows rows and n columns, a multiple of 16; `from` is (rows, kPanel), `matrix` has n_inner
+// rows, `stride` floats apart; the rows of `to` are `to_stride` apart.
+template <int kRows>
+void multiply(float* to, int64_t to_stride, const float* from, const float* matrix, int64_t stride, int64_t n_inner, int64_t n) {
+  for (int64_t column = 0; column < n; column += ggtool::kLanes) {
+    ggtool::Lanes sums[kRows];
+    for (int row = 0; row < kRows; ++row) sums[row] = ggtool::load(to + row * to_stride + column);
+    for (int64_t inner = 0; inner < n_inner; ++inner) {
+      const ggtool::Lanes values = ggtool::load(matrix + inner * stride + column);
+      for (int row = 0; row < kRows; ++row)
+        sums[row] = ggtool::fma(ggtool::spread(from[row * kPanel + inner]), values, sums[row]);
+    }
+    for (int row = 0; row < kRows; ++row) ggtool::store(to + row * to_stride + column, sums[row]);
+  }
+}
+
+void multiply(float* to, int64_t to_stride, const float* from, const float* matrix, int64_t stride, int64_t n_inner, int64_t n_rows, int64_t n) {
+  int64_t row = 0;
+  for (; row + kRowsAtOnce <= n_rows; row += kRowsAtOnce)
+    multiply<kRowsAtOnce>(to + row * to_stride, to_stride, from + row * kPanel, matrix, stride, n_inner, n);
+  for (; row < n_rows; ++row) multiply<1>(to + row * to_stride, to_stride, from + row * kPanel, matrix, stride, n_inner, n);
+}
+
 // Some rows, their gradient (q - w) H, and the moves that lower their error.
 class Descent {
  public:
@@ -101,10 +128,27 @@ class Descent {
     nested_ = grid.group < grid.block;
   }
 
+  // A round of moves of all columns, panel by panel: within a panel the gradient follows each move, behind it all of them at once.
+  double round(int64_t first, int64_t last, int reach) {
+    double gained = 0;
+    for (int64_t begin = 0; begin < rows_.n_columns; begin += kPanel) {
+      begin_ = begin;
+      end_ = std::min(begin + kPanel, rows_.n_columns);
+      first_ = first;
+      std::fill(steps_.begin(), steps_.end(), 0.0f);
+      gained += blocks(first, last);
+      if (reach) gained += groups(first, last, reach);
+      gained += codes(first, last);
+      spread(first, last);
+    }
+    return gained;
+  }
+
+ private:
   // One coordinate at a time to its best code.
   double codes(int64_t first, int64_t last) {
     double gained = 0;
-    for (int64_t column = 0; column < rows_.n_columns; ++column) {
+    for (int64_t column = begin_; column < end_; ++column) {
       const float curvature = at(column, column);
       for (int64_t row = first; row < last; ++row) {
         const float scale = this->scale(row, column / grid_.group), minimum = this->minimum(row, column / grid_.group);
@@ -118,7 +162,7 @@ class Descent {
         if (!(change < 0)) continue;
         code = uint8_t(better);
         gained -= change;
-        add(gradient(row), hessian_ + column * rows_.n_columns, step, rows_.n_columns);
+        move(row, column, step);
       }
     }
     return gained;
@@ -128,7 +172,7 @@ class Descent {
   // rows inside, so that the rows of H are in the cache.
   double groups(int64_t first, int64_t last, int reach) {
     double gained = 0;
-    for (int64_t group = 0; group < n_groups_; ++group)
+    for (int64_t group = begin_ / grid_.group; group < end_ / grid_.group; ++group)
       for (int64_t row = first; row < last; ++row) gained += nested_ ? nested_group(row, group, reach) : plain_group(row, group, reach);
     return gained;
   }
@@ -136,12 +180,35 @@ class Descent {
   // d and dmin of each block to the least squares solution for its codes, where rounding to float16 leaves a gain.
   double blocks(int64_t first, int64_t last) {
     double gained = 0;
-    for (int64_t block = 0; block < n_blocks_; ++block)
-      for (int64_t row = first; row < last; ++row) gained += block_scales(row, block);
+    const int64_t size = grid_.block, n_rows = last - first;
+    for (int64_t start = begin_; start < end_; start += size) {
+      const float* curvatures = hessian_ + start * rows_.n_columns + start;
+      for (auto* one : {&turned_d_, &turned_dmin_, &moved_}) std::fill(one->begin(), one->end(), 0.0f);
+      for (int64_t row = 0; row < n_rows; ++row) directions(first + row, start, &along_d_[row * kPanel], &along_dmin_[row * kPanel]);
+      multiply(turned_d_.data(), kPanel, along_d_.data(), curvatures, rows_.n_columns, size, n_rows, size);
+      if (grid_.max_minimum) multiply(turned_dmin_.data(), kPanel, along_dmin_.data(), curvatures, rows_.n_columns, size, n_rows, size);
+      for (int64_t row = 0; row < n_rows; ++row) gained += block_scales(first + row, start / size, row * kPanel);
+      multiply(gradient(first) + begin_, rows_.n_columns, moved_.data(), hessian_ + start * rows_.n_columns + begin_, rows_.n_columns, size,
+               n_rows, end_ - begin_);
+    }
     return gained;
   }
 
- private:
+  // A weight moves by `step`: the gradient of its panel follows.
+  void move(int64_t row, int64_t column, float step) {
+    steps_[(row - first_) * kPanel + column - begin_] += step;
+    add(gradient(row) + begin_, hessian_ + column * rows_.n_columns + begin_, step, end_ - begin_);
+  }
+
+  // The gradient outside the panel follows all that moved in it.
+  void spread(int64_t first, int64_t last) {
+    const int64_t n = rows_.n_columns, width = end_ - begin_;
+    const float* panel = hessian_ + begin_ * n;
+    multiply(gradient(first), n, steps_.data(), panel, n, width, last - first, begin_);
+    multiply(gradient(first) + end_, n, steps_.data(), panel + end_, n, width, last - first, n - end_);
+  }
+
+  static std::vector<float> blank() { return std::vector<float>(kRowsAtOnce * kPanel); }
   float at(int64_t row, int64_t column) const { return hessian_[row * rows_.n_columns + column]; }
   float* gradient(int64_t row) { return gradient_ + row * rows_.n_columns; }
   float scale(int64_t row, int64_t group) const {
@@ -189,8 +256,7 @@ class Descent {
     const int64_t start = group * grid_.group;
     for (int at = 0; at < grid_.group; ++at) {
       rows_.codes[row * rows_.n_columns + start + at] = trial.codes[at];
-      if (trial.steps[at] != 0)
-        add(gradient(row), hessian_ + (start + at) * rows_.n_columns, trial.steps[at], rows_.n_columns);
+      if (trial.steps[at] != 0) move(row, start + at, trial.steps[at]);
     }
   }
 
@@ -232,31 +298,28 @@ class Descent {
     return -best.change;
   }
 
-  double block_scales(int64_t row, int64_t block) {
+  // What a row's weights of a block are per unit of d and of dmin.
+  void directions(int64_t row, int64_t start, float* along_d, float* along_dmin) {
+    for (int at = 0; at < grid_.block; ++at) {
+      const int64_t group = row * n_groups_ + (start + at) / grid_.group;
+      along_d[at] = grid_.levels[rows_.codes[row * rows_.n_columns + start + at]] * rows_.scales[group];
+      along_dmin[at] = -float(rows_.minimums[group]);
+    }
+  }
+
+  // Solves for one row's block, whose directions begin at `place`, and notes how its weights move.
+  double block_scales(int64_t row, int64_t block, int64_t place) {
     const int n = grid_.block;
     const int64_t start = block * n;
-    along_d_.assign(n, 0);
-    along_dmin_.assign(n, 0);
-    turned_d_.assign(n, 0);
-    turned_dmin_.assign(n, 0);
-    for (int at = 0; at < n; ++at) {
-      const int64_t group = row * n_groups_ + (start + at) / grid_.group;
-      along_d_[at] = grid_.levels[rows_.codes[row * rows_.n_columns + start + at]] * rows_.scales[group];
-      along_dmin_[at] = -float(rows_.minimums[group]);
-    }
-    for (int at = 0; at < n; ++at) {
-      const float* curvatures = hessian_ + (start + at) * rows_.n_columns + start;
-      add(turned_d_.data(), curvatures, along_d_[at], n);
-      if (grid_.max_minimum) add(turned_dmin_.data(), curvatures, along_dmin_[at], n);
-    }
+    const float *along_d = &along_d_[place], *along_dmin = &along_dmin_[place], *turned_d = &turned_d_[place], *turned_dmin = &turned_dmin_[place];
     double dd = 0, dm = 0, mm = 0, slope_d = 0, slope_m = 0;
     const float* slope = gradient(row) + start;
     for (int at = 0; at < n; ++at) {
-      dd += double(along_d_[at]) * turned_d_[at];
-      dm += double(along_dmin_[at]) * turned_d_[at];
-      mm += double(along_dmin_[at]) * turned_dmin_[at];
-      slope_d += double(along_d_[at]) * slope[at];
-      slope_m += double(along_dmin_[at]) * slope[at];
+      dd += double(along_d[at]) * turned_d[at];
+      dm += double(along_dmin[at]) * turned_d[at];
+      mm += double(along_dmin[at]) * turned_dmin[at];
+      slope_d += double(along_d[at]) * slope[at];
+      slope_m += double(along_dmin[at]) * slope[at];
     }
     float& d = rows_.d[row * n_blocks_ + block];
     float& dmin = rows_.dmin[row * n_blocks_ + block];
@@ -274,8 +337,9 @@ class Descent {
     d = new_d;
     dmin = new_dmin;
     for (int at = 0; at < n; ++at) {
-      const float step = float(step_d * along_d_[at] + step_m * along_dmin_[at]);
-      if (step != 0) add(gradient(row), hessian_ + (start + at) * rows_.n_columns, step, rows_.n_columns);
+      const float step = float(step_d * along_d[at] + step_m * along_dmin[at]);
+      moved_[place + at] = step;
+      steps_[place + start + at - begin_] += step;
     }
     return -change;
   }
@@ -286,8 +350,11 @@ class Descent {
   float* gradient_;
   const float* hessian_;
   int64_t per_block_, n_groups_, n_blocks_;
+  int64_t first_ = 0, begin_ = 0, end_ = 0;  // the first row and the columns of the panel that is moved
   bool nested_;
-  std::vector<float> along_d_, along_dmin_, turned_d_, turned_dmin_;
+  std::vector<float> steps_ = blank();  // of the panel's weights
+  // (kRowsAtOnce, kPanel) each, of the rows' present block
+  std::vector<float> along_d_ = blank(), along_dmin_ = blank(), turned_d_ = blank(), turned_dmin_ = blank(), moved_ = blank();
 };
 
 }  // namespace
@@ -323,9 +390,7 @@ double ggtool_descend(const Grid* grid, const Rows* rows, float* gradient, const
     const int64_t last = std::min(first + kRowsAtOnce, rows->n_rows);
     double all = 0;
     for (int round = 0; round < n_rounds; ++round) {
-      double gained = descent.blocks(first, last);
-      if (reach) gained += descent.groups(first, last, reach);
-      gained += descent.codes(first, last);
+      const double gained = descent.round(first, last, reach);
       all += gained;
       if (gained <= least * all) break;
     }
