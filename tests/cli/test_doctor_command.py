@@ -164,6 +164,7 @@ def test_a_library_that_cannot_be_loaded_is_a_problem_and_the_rest_goes_on() -> 
     assert as_text([library]).endswith("1 problems, 0 notes")
 
 
+@pytest.mark.slow  # every type once in a child; the self-test's own tests are in the default run
 def test_a_planted_fault_in_llama_cpp_is_told(tmp_path) -> None:
     done = run("--json", GGTOOL_CACHE=str(tmp_path), GGTOOL_LLAMA_SELFTEST="crash:Q4_0")
     llama = json.loads(done.stdout)["sections"]["llama.cpp"]

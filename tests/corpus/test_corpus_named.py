@@ -64,7 +64,7 @@ def card(folder: Path, config: str, split: str) -> None:
     (folder / "README.md").write_text(f"---\n{described}---\n")
 
 
-@pytest.mark.parametrize("name", ["wikitext2", "wikitext103"])
+@pytest.mark.parametrize("name", ["wikitext2", pytest.param("wikitext103", marks=pytest.mark.slow)])
 def test_wikitext_is_put_together_as_its_file_was(name: str, tmp_path: Path) -> None:
     config, hub = NAMED[name].config, tmp_path / "hub"
     assert config

@@ -1,4 +1,4 @@
-"""The harness end to end: every kind of backend on one tiny model, in real children."""
+"""The harness end to end: every kind of backend on one tiny model; two of them in real children."""
 
 import json
 import math
@@ -38,23 +38,30 @@ def request_(tiny_gpt2: Path, corpus: Path) -> EvalRequest:
         n_ctx=64,
         n_chunks=6,
         device="cpu",
-        threads=2,
+        threads=1,
         repetitions=2,
     )
 
 
 @pytest.fixture(scope="module")
 def records(request_: EvalRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalRecord]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, measured_here():
         patch.setenv("GGTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
         made = list(evaluate(plan(request_, ignore, ignore), ignore))
     assert [record.format for record in made] == list(FORMATS)
     return {record.format: record for record in made}
 
 
-def test_every_format_is_measured_whole(records: dict[str, EvalRecord]) -> None:
-    for record in records.values():
+def test_children_measure_each_format_whole(
+    request_: EvalRequest, records: dict[str, EvalRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    for record in evaluate(
+        plan(replace(request_, backends=["scratch-int8", "gguf-q4_0"]), ignore, ignore), ignore
+    ):
         assert record.failure == ""
+        assert record.perplexity == records[record.format].perplexity
+        assert record.divergence == records[record.format].divergence
         assert record.perplexity is not None
         assert record.perplexity.n_chunks == 6
         assert record.speed is not None
@@ -122,7 +129,9 @@ def test_a_gguf_path_alone_brings_its_own_tokenizer(
     request = EvalRequest(
         backends=[str(path)], corpus=str(corpus), n_ctx=64, n_chunks=6, device="cpu", repetitions=1
     )
-    (record,) = evaluate(plan(request, ignore, ignore), ignore)
+    what = plan(request, ignore, ignore)
+    with measured_here():
+        (record,) = evaluate(what, ignore)
     assert record.format == "gguf-f32"
     assert record.tokens_sha256 == records["gguf-f32"].tokens_sha256
     assert record.perplexity == records["gguf-f32"].perplexity

@@ -60,6 +60,19 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("builds")
 
 
+@pytest.fixture
+def small_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sources that say what they were compiled for and do nothing else: for tests of where builds go and with what flags."""
+    folder = tmp_path / "cpu"
+    folder.mkdir()
+    shutil.copy(build._SOURCES / "lanes.h", folder)
+    (folder / "products.cpp").write_text(
+        '#include "lanes.h"\nextern "C" const char* ggtool_instructions() { return ggtool::kInstructions; }\n'
+    )
+    monkeypatch.setattr(build, "_SOURCES", folder)
+    return folder
+
+
 @pytest.fixture(params=INSTRUCTIONS)
 def instructions(request: pytest.FixtureRequest, builds: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     flags = INSTRUCTIONS[request.param]
@@ -300,8 +313,11 @@ def test_a_damaged_build_is_made_again(damage: str, tmp_path: Path, monkeypatch:
 
 
 @needs_compiler
-def test_two_processes_may_build_at_once(tmp_path: Path):
-    script = "from ggtool.kernels.build import built; print(built())"
+def test_two_processes_may_build_at_once(small_sources: Path, tmp_path: Path):
+    script = (
+        "from pathlib import Path\nfrom ggtool.kernels import build\n"
+        f"build._SOURCES = Path({str(small_sources)!r})\nprint(build.built())"
+    )
     environment = {**os.environ, "GGTOOL_CACHE": str(tmp_path)}
     children = [
         subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
@@ -316,6 +332,7 @@ def test_two_processes_may_build_at_once(tmp_path: Path):
 
 @needs_compiler
 @pytest.mark.skipif(not {"avx2", "fma", "f16c"} <= machine.cpu_features(), reason="no AVX2 to leave out here")
+@pytest.mark.usefixtures("small_sources")
 def test_the_users_flags_come_first_and_a_build_below_the_cpu_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,6 +355,7 @@ def test_the_users_flags_come_first_and_a_build_below_the_cpu_is_said(
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86")
+@pytest.mark.usefixtures("small_sources")
 def test_a_portable_build_is_the_same_on_every_cpu_and_refused_below_its_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -358,16 +376,16 @@ def test_a_portable_build_is_the_same_on_every_cpu_and_refused_below_its_level(
 
 
 @needs_compiler
-def test_other_flags_and_other_sources_are_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_flags_and_other_sources_are_another_build(
+    small_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path))
     built = {build.built()}
     monkeypatch.setenv("CXXFLAGS", "-O1")
     forget()
     built.add(build.built())
-    sources = shutil.copytree(build._SOURCES, tmp_path / "cpu")
-    with (sources / "lanes.h").open("a") as file:
+    with (small_sources / "lanes.h").open("a") as file:
         file.write("// another\n")
-    monkeypatch.setattr(build, "_SOURCES", sources)
     forget()
     built.add(build.built())
     assert len(built) == 3
