@@ -34,6 +34,7 @@ HOUSE = {
         "calibration",
     },
     "serve": {
+        "kernels",
         "source",
         "gguf",
         "quantizers",

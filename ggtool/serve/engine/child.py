@@ -19,6 +19,7 @@ from typing import Any
 
 from ggtool.chat.template import ChatTemplate
 from ggtool.errors import GgtoolError
+from ggtool.kernels.sampling import prepare
 from ggtool.serve.engine.grammar import Grammars, Matcher
 from ggtool.serve.engine.requests import LENGTH, Generate, ModelJob, RequestError
 from ggtool.serve.engine.scheduler import Scheduler
@@ -197,6 +198,7 @@ def main() -> None:
     assert message is not None
     message["lora"] = [(path, scale) for path, scale in message["lora"]]
     job = ModelJob(**message)
+    prepare()
     try:
         sequences = _load(job)
         scheduler = Scheduler(sequences, wire.send)

@@ -2,7 +2,8 @@
 
 Order: logit_bias, grammar, penalties, top_k, top_p, min_p, temperature, draw; llama.cpp's order. The draw is the largest
 of logit / temperature + Gumbel noise (an exact draw from the softmax), and the noise of a token at a step is a function
-of the seed, the step and the token id alone: two formats of a model with one seed differ only where predictions do.
+of the seed, the step and the token id alone: two formats of a model with one seed differ only where predictions do. From top_k
+on it is one call of C++ (`ggtool.kernels.sampling`) where that is compiled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from ggtool.backends import Logits
 from ggtool.backends.sampling import PENALTY_LAST_N
+from ggtool.kernels import sampling as drawing
 from ggtool.serve.engine.requests import RequestError, Sampling
 
 Ids = npt.NDArray[np.int64]
@@ -86,6 +88,10 @@ class Sampler:
     def _draw(self, row: Logits) -> int:
         sampling = self._sampling
         if sampling.top_k:
+            stream = _stream(sampling.seed, self._step)
+            cuts = (sampling.top_k, sampling.top_p, sampling.min_p)
+            if (token := drawing.draw(row, *cuts, sampling.temperature, stream)) is not None:
+                return token
             ids = largest(row, sampling.top_k)
         else:
             ids = _within(row, sampling.temperature)
@@ -143,7 +149,7 @@ def _within(row: Logits, temperature: float) -> Ids:
 
 def _gumbel(seed: int, step: int, ids: Ids) -> npt.NDArray[np.float64]:
     """Return standard Gumbel noise (n,) that depends on seed, step and id alone, by SplitMix64 (Steele and others, 2014)."""
-    stream = _splitmix((_splitmix(seed) + step) & _MASK)
+    stream = _stream(seed, step)
     bits = ids.astype(np.uint64) * _SPREAD
     bits ^= np.uint64(stream)
     bits += _GAMMA
@@ -153,6 +159,11 @@ def _gumbel(seed: int, step: int, ids: Ids) -> npt.NDArray[np.float64]:
     bits ^= bits >> np.uint64(31)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # inside (0, 1)
     return -np.log(-np.log(uniform))
+
+
+def _stream(seed: int, step: int) -> int:
+    """Return the 64 bits that the noise of all tokens at a step is made from."""
+    return _splitmix((_splitmix(seed) + step) & _MASK)
 
 
 _MASK = 2**64 - 1
