@@ -39,7 +39,7 @@ from ggtool.calibration.imatrix import cached_imatrix, calibrate
 from ggtool.calibration.make_gguf import ConvertRequest
 from ggtool.evaluation.metrics.divergence import compare
 from ggtool.evaluation.metrics.windows import cut
-from ggtool.gguf.header import read_header
+from ggtool.gguf.reader import read_header
 from ggtool.source.resolve import resolve
 
 N_CTX = 512
