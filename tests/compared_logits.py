@@ -75,7 +75,7 @@ def compare(drawn: Draw, folder: Path) -> Outcome:
     kld = float(klds.mean())
     if kld < MOST_KLD:
         return Outcome("equal", kld=kld)
-    if kld < MOST_KLD_ROUNDED and _reads_gelu_from_a_table(model):
+    if kld < MOST_KLD_ROUNDED and read_gelu_from_a_table(model):
         of_table = float(divergences(found[: len(wanted)], _logits(model)).mean())
         if of_table < MOST_KLD:
             return Outcome("rounded", f"{of_table:.1e} from transformers with llama.cpp's table of GELU", kld)
@@ -163,7 +163,7 @@ class _TableGelu(torch.nn.Module):
         return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, from_table))
 
 
-def _reads_gelu_from_a_table(model: transformers.PreTrainedModel) -> bool:
+def read_gelu_from_a_table(model: transformers.PreTrainedModel) -> bool:
     """Give every GELU of the model llama.cpp's values; return whether there was one."""
     gelus = [
         (module, name)

@@ -5,7 +5,6 @@ RUNTIMES maps a runtime's name to its class, which is imported when a model is o
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.system.cpus import spin_briefly
+from ggtool.system.imports import import_large
 
 spin_briefly()  # before a runtime brings its OpenMP
 
@@ -193,5 +193,5 @@ def open_backend(fmt: Format, path: Path, options: LoadOptions) -> Backend:
     run on the device asked for.
     """
     module, _, name = runtime_of(fmt, options).partition(":")
-    backend: Backend = getattr(importlib.import_module(module), name)(fmt, path, options)
+    backend: Backend = getattr(import_large(module), name)(fmt, path, options)
     return backend

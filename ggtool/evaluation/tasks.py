@@ -5,7 +5,6 @@ Imported in children only: the parent stays small, and a crashing library does n
 
 from __future__ import annotations
 
-import importlib
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from ggtool.evaluation.metrics.disturbance import Watch
 from ggtool.evaluation.metrics.perplexity import Scored
 from ggtool.evaluation.metrics.windows import Window, cut
 from ggtool.formats import Format
+from ggtool.system.imports import import_large
 from ggtool.system.progress import Progress
 from ggtool.system.worker import Outcome
 
@@ -134,7 +134,7 @@ def _open(model: ModelToOpen) -> Backend:
 
 
 def _runtime(fmt: Format) -> Any:
-    return importlib.import_module(RUNTIMES[fmt.runtime].partition(":")[0])
+    return import_large(RUNTIMES[fmt.runtime].partition(":")[0])
 
 
 def _outcome(numbers: dict[str, Any], backend: Backend, model: ModelToOpen) -> Outcome:
