@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ggtool.cli.console import stdout
 from ggtool.errors import MeasureError
-from ggtool.report.table import eval_table
+from ggtool.report.table import answered, eval_table
 from ggtool.results.records import EvalRecord
 from ggtool.results.store import ResultStore
 
@@ -48,6 +48,7 @@ def refuse_failures(records: Sequence[EvalRecord]) -> None:
 
 
 def outcome_line(record: EvalRecord) -> str:
-    """Return a finished record as one line."""
+    """Return a finished record as one line: its perplexity, its answers to tasks."""
     result = f"ppl {record.perplexity.ppl:.4f}" if record.perplexity else "failed"
-    return f"{record.label}: {record.failure or result}"
+    tasks = [f"{task.task} {answered(record, task.task)}" for task in record.tasks]
+    return f"{record.label}: {record.failure or ', '.join([result, *tasks])}"

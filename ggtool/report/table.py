@@ -39,7 +39,7 @@ def eval_table(records: Sequence[EvalRecord]) -> Table:
             table.add_column(heading, justify="right")
     asked = list(dict.fromkeys(result.task for record in records for result in record.tasks))
     for task in asked:
-        table.add_column(task, justify="right")
+        table.add_column(task, justify="right", no_wrap=True)
     for record in records:
         cells = _cells(record)
         if not with_vram:

@@ -9,7 +9,7 @@ from made_records import FP32, record
 from ggtool.report.document import Code, Paragraph, Section, Table
 from ggtool.report.sections.tasks import section
 from ggtool.report.subject import choose_subject
-from ggtool.report.table import answered
+from ggtool.report.table import answered, eval_table
 from ggtool.results.records import EvalRecord
 from ggtool.results.tasks import Measure, TaskResult
 
@@ -95,6 +95,23 @@ def test_other_items_are_not_compared_and_no_tasks_are_said() -> None:
 def test_a_cell_has_the_first_measure_with_its_error() -> None:
     assert answered(ROWS[0], "cloze") == "acc 60.0 ± 2.2 %"
     assert answered(ROWS[0], "other") == "–"
+
+
+def test_the_line_of_a_finished_row_has_its_answers() -> None:
+    from ggtool.cli.records import outcome_line
+
+    assert outcome_line(ROWS[0]).endswith(", cloze acc 60.0 ± 2.2 %")
+    assert "cloze" not in outcome_line(replace(ROWS[0], tasks=()))
+    assert outcome_line(replace(ROWS[0], failure="It broke.")) == f"{ROWS[0].label}: It broke."
+
+
+def test_a_cell_is_not_broken_in_two() -> None:
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(eval_table([row for row in ROWS if row.tasks]))
+    assert "acc 60.0 ± 2.2 %" in shown.get()
 
 
 def test_records_with_tasks_survive_their_store(tmp_path) -> None:
