@@ -2,8 +2,9 @@
 
     python scripts/bench/serve.py MODEL.gguf --tools FOLDER [--threads 2] [--clients 16] [--seconds 60] [--text FILE] [--json]
 
-FOLDER holds llama-bench and, where the comparison with it is wanted, llama-server, both built from the vendored source
-(`scripts/build-llama-tools llama-server`). Everything runs in one go on one machine, one server after the other, and every
+FOLDER holds llama-bench and, where the comparison with them is wanted, llama-server and llama-batched-bench, all built from the
+vendored source (`scripts/build-llama-tools llama-server`). One stream and llama-bench take turns, so that other load meets both;
+llama-batched-bench is what llama.cpp itself reaches with as many texts, prompts included, and no server around it. Everything runs in one go on one machine, one server after the other, and every
 claim is a ratio within the run. The clients are plain sockets in this process and the same for both servers: each asks
 for 128 tokens behind a prompt of 400 to 1200 characters of the text, at temperature 0.8 and top_k 40, again and again
 until the time is up. Rates count generated tokens as they come in. How busy the machine was before is said first.
@@ -33,6 +34,8 @@ import psutil
 
 N_PREDICT = 128
 N_SINGLE = 256
+N_PROMPT = 190  # tokens of a mean prompt
+N_ROUNDS = 5
 TEXT = Path(__file__).parents[2] / "models" / "gpt2-demo" / "heldout.txt"
 
 
@@ -52,12 +55,24 @@ class Measured:
     """One server's numbers; memory in bytes, before and after the load."""
 
     name: str
-    single_tokens_s: float = 0.0
+    llama_bench_tokens_s: list[float] = field(default_factory=list)
+    singles_tokens_s: list[float] = field(default_factory=list)
     load: Load | None = None
     memory_before: int = 0
     memory_after: int = 0
     busy_after_cuts: int | None = None
     turns_ttft_s: list[float] = field(default_factory=list)
+
+    @property
+    def single_tokens_s(self) -> float:
+        """The median over rounds."""
+        return statistics.median(self.singles_tokens_s)
+
+    @property
+    def share_of_llama_bench(self) -> float:
+        """The median over rounds."""
+        pairs = zip(self.singles_tokens_s, self.llama_bench_tokens_s, strict=True)
+        return statistics.median(one / bench for one, bench in pairs)
 
 
 @dataclass
@@ -86,32 +101,40 @@ def main() -> None:
     args = parse_args()
     busy = psutil.cpu_percent(interval=3)
     text = args.text.read_text(encoding="utf-8")
-    tg = llama_bench(args)
+    together = llama_batched_bench(args)
     servers = [measure("ggtool", args, text)]
     if (args.tools / "llama-server").exists():
         servers.append(measure("llama-server", args, text))
-    result = {"machine_busy_percent": busy, "llama_bench_tg": tg, "servers": [asdict(one) for one in servers]}
+    result = {
+        "machine_busy_percent": busy,
+        "llama_batched_bench": together,
+        "servers": [asdict(one) for one in servers],
+    }
     if args.json:
         print(json.dumps(result, indent=2))
     else:
-        report(busy, tg, servers, args)
+        report(busy, together, servers, args)
 
 
-def report(busy: float, tg: float, servers: list[Measured], args: argparse.Namespace) -> None:
+def report(busy: float, together: float | None, servers: list[Measured], args: argparse.Namespace) -> None:
     print(f"{args.model.name}, {args.threads} threads; the machine was {busy:.0f} % busy before")
-    print(f"llama-bench tg: {tg:.1f} tokens/s")
+    if together is not None:
+        print(f"llama-batched-bench, {args.clients} texts, prompts included: {together:.1f} tokens/s")
     for one in servers:
         load = one.load
         assert load is not None
         print(f"{one.name}:")
         print(
-            f"  one stream        {one.single_tokens_s:.1f} tokens/s, {one.single_tokens_s / tg:.3f} of llama-bench"
+            f"  one stream        {one.single_tokens_s:.1f} tokens/s, {one.share_of_llama_bench:.3f} of llama-bench "
+            f"({statistics.median(one.llama_bench_tokens_s):.1f})"
         )
         print(
             f"  {args.clients} clients, {args.seconds:.0f} s  {load.tokens_s:.1f} tokens/s, "
             f"{load.tokens_s / one.single_tokens_s:.2f} of one stream; first token p50 {load.ttft_p50_s:.3f} s, "
             f"p95 {load.ttft_p95_s:.3f} s; {load.requests} answers {load.statuses}"
         )
+        if together is not None:
+            print(f"                    {load.tokens_s / together:.3f} of llama-batched-bench")
         print(f"  memory            {one.memory_after / one.memory_before:.3f} of before the load")
         print(f"  busy after cuts   {one.busy_after_cuts}")
         if one.turns_ttft_s:
@@ -142,10 +165,25 @@ def llama_bench(args: argparse.Namespace) -> float:
     return float(json.loads(found.stdout)[0]["avg_ts"])
 
 
+def llama_batched_bench(args: argparse.Namespace) -> float | None:
+    """Return generated tokens a second of `clients` texts, over the time of their prompts too; without flash attention, the quicker."""
+    tool = args.tools / "llama-batched-bench"
+    if not tool.exists():
+        return None
+    n_ctx = (N_PROMPT + N_PREDICT) * args.clients
+    sizes = f"-c {n_ctx} -npp {N_PROMPT} -ntg {N_PREDICT} -npl {args.clients} -fa off --output-format jsonl"
+    command = [tool, "-m", args.model, "-t", args.threads, *sizes.split()]
+    found = subprocess.run([*map(str, command)], capture_output=True, check=True)
+    (row,) = (json.loads(line) for line in found.stdout.splitlines() if line.startswith(b"{"))
+    return float(args.clients * N_PREDICT / (row["t_pp"] + row["t_tg"]))
+
+
 def measure(name: str, args: argparse.Namespace, text: str) -> Measured:
     with (serving_ggtool if name == "ggtool" else serving_llama)(args) as (process, port):
         made = Measured(name)
-        made.single_tokens_s = asyncio.run(single(port, text))
+        for _ in range(N_ROUNDS):
+            made.llama_bench_tokens_s.append(llama_bench(args))
+            made.singles_tokens_s.append(asyncio.run(single(port, text)))
         asyncio.run(load(port, text, args.clients, 5.0, seed=1000))  # memory taken once has been taken
         made.memory_before = resident(process)
         made.load = asyncio.run(load(port, text, args.clients, args.seconds, seed=2000))
