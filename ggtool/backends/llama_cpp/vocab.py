@@ -37,6 +37,7 @@ class Vocabulary:
 
     def __init__(self, model: Pointer) -> None:
         self._vocab = lib.llama_model_get_vocab(model)
+        self._pieces: dict[int, bytes] = {}  # asked for again and again while texts are made
         self._form = _text_of(model, _NORMALIZER_KEY)
         self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
         self.add_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
@@ -85,6 +86,12 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that `token` stands for: part of a character, perhaps; nothing for a control token."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._spell(token)
+        return found
+
+    def _spell(self, token: int) -> bytes:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)

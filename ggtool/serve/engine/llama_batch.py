@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 
 import llama_cpp.llama_cpp as lib
@@ -47,5 +48,13 @@ class Batch:
 
 def logits_of(context: Pointer, n: int, n_vocab: int) -> Logits:
     """Return the logits (n, n_vocab) of the last decode, llama.cpp's own memory until the next one."""
-    rows: Logits = np.ctypeslib.as_array(lib.llama_get_logits(context), (n, n_vocab))
-    return rows
+    address = ctypes.addressof(lib.llama_get_logits(context).contents)
+    return _rows_at(address, n, n_vocab)
+
+
+@functools.lru_cache(
+    maxsize=64
+)  # llama.cpp keeps its buffer, and making an array of it takes longer than many a use
+def _rows_at(address: int, n: int, n_vocab: int) -> Logits:
+    rows: Logits = np.ctypeslib.as_array((ctypes.c_float * (n * n_vocab)).from_address(address))
+    return rows.reshape(n, n_vocab)

@@ -28,7 +28,7 @@ Event = list[Any]
 _PIECE = 512  # tokens of prompts between two steps of the texts that are being generated
 # Tokens behind a text's first are sent no sooner than this after the ones before: a message wakes the server and the client,
 # which take a CPU from the model, and nobody reads faster than a screen is drawn.
-_FRAME_S = 0.02
+_FRAME_S = 1 / 30
 _WORTH_COPYING = 32  # shared tokens below which reading them again is as quick as copying a whole buffer
 
 
@@ -90,8 +90,9 @@ class Scheduler:
             self._expire()
             self._admit()
             self._predict()
-            self._report(before_prompts=any(not slot.is_predicting for slot in self._active()))
-            self._read_prompts()
+            if not all(slot.is_predicting for slot in self._active()):
+                self._report(before_prompts=True)
+                self._read_prompts()
             self._report()
 
     @property
@@ -99,12 +100,9 @@ class Scheduler:
         return not (self._waiting or self._tasks or any(self._slots))
 
     def _take_messages(self, *, block: bool) -> None:
-        try:
-            while True:
-                self._inbox.get(block=block)()
-                block = False
-        except queue.Empty:
-            pass
+        while block or not self._inbox.empty():
+            self._inbox.get()()
+            block = False
 
     def _drop(self, number: int) -> None:
         self._waiting = deque(entry for entry in self._waiting if entry[0].id != number)
