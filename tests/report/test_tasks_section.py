@@ -81,6 +81,28 @@ def test_sentences_say_what_the_items_do_not_allow() -> None:
     assert "`gguf-q2_k` is better" in better
 
 
+def test_few_items_are_said_to_show_large_differences_only_or_none() -> None:
+    def few(n: int, *, lost: int = 0) -> str:
+        result = answers(range(N))
+        (measure, _) = result.measures
+        scores = (0.0,) * lost + (1.0,) * (n - lost)
+        cut = replace(measure, value=1 - lost / n, scores=scores)
+        return prose(
+            made(
+                asked(
+                    FP32,
+                    32.0,
+                    replace(result, items=result.items[:n], measures=(replace(cut, scores=(1.0,) * n),)),
+                    None,
+                ),
+                asked("gguf-q4_0", 5.0, replace(result, items=result.items[:n], measures=(cut,))),
+            )
+        )
+
+    assert "from 39 points on" in few(20, lost=1)
+    assert "So few items cannot show any difference: ask more of them." in few(7)
+
+
 def test_other_items_are_not_compared_and_no_tasks_are_said() -> None:
     other = asked("gguf-q4_0", 5.0, answers(RIGHT, first_item=1000))
     found = made(ROWS[0], other)

@@ -103,3 +103,17 @@ def test_holm_is_that_of_statsmodels() -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     p_values = [0.01, 0.04, 0.03, 0.005, 0.5, 0.04]
     assert holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])
+
+
+@pytest.mark.parametrize("flips", [0, 12, 40])
+def test_the_smallest_difference_to_be_seen_is_shown_four_times_out_of_five(flips: int) -> None:
+    binom = pytest.importorskip("scipy.stats").binom
+    n = 500
+    difference = n * compare_counts(n, flips, 0).smallest_seen
+    # Flips that come with it, where there are fewer than it takes.
+    expected = max(flips, difference)
+    one_way, power = (1 + difference / expected) / 2, 0.0
+    for k in range(int(expected + 8 * expected**0.5) + 1):
+        seen = [lost for lost in range(k + 1) if mcnemar(lost, k - lost) < 0.05]
+        power += binom.pmf(k, n, expected / n) * sum(binom.pmf(lost, k, one_way) for lost in seen)
+    assert 0.75 < power < 0.82

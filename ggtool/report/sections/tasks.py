@@ -156,10 +156,14 @@ def _sentences(first: EvalRecord, rows: Sequence[_Row], asked: TaskResult, measu
     if open_:
         labels = [row.record.label for row in open_]
         seen = max(row.against.smallest_seen for row in open_ if row.against)
-        said += (
-            f" For {listed(labels)} the items settle nothing: neither a difference nor its absence. With so many items and flips "
-            f"a difference shows four times out of five from {digits(100 * seen, 2)} points on; a smaller one takes more items."
-        )
+        said += f" For {listed(labels)} the items settle nothing: neither a difference nor its absence."
+        if seen > 1:
+            said += " So few items cannot show any difference: ask more of them."
+        else:
+            said += (
+                f" With so many items and flips a difference shows four times out of five from {digits(100 * seen, 2)} points on; "
+                "a smaller one takes more items."
+            )
     return said + _among(compared, asked.task, measure)
 
 
