@@ -88,7 +88,11 @@ class Gate:
             raise RequestError(403, "requests from pages of other sites are not answered.")
         if self._key is None:
             if not _is_local(host):
-                raise RequestError(403, "this server has no API key and answers to its own address only.")
+                raise RequestError(
+                    403,
+                    "this server has no API key and answers to its IP address or localhost only; write one of them, or start it with "
+                    "--api-key.",
+                )
         elif request.url.path not in _OPEN_PATHS and not _has_key(request, self._key):
             raise RequestError(
                 401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'."

@@ -69,6 +69,20 @@ def test_an_answer_without_a_token_says_so(page) -> None:
     assert said == "0 tokens · the model ended its answer at once · prompt 9 tokens, 3 cached"
 
 
+def test_what_an_answer_waits_for_is_said(page) -> None:
+    page.evaluate(
+        "window.fetch = (_, options) => new Promise((_, no) => options.signal.addEventListener('abort', () => no(new Error())))"
+    )
+    page.evaluate("models[0].meta.is_loaded = false")
+    page.type("The river")
+    page.press("Enter", 13, text="\r")
+    page.wait_until("document.querySelector('.answer .cost').textContent === 'loading the model…'")
+    page.press("Escape", 27)
+    page.wait_until(
+        "!stopping && document.querySelector('.answer .cost').textContent === '0 tokens · stopped'"
+    )
+
+
 @pytest.mark.slow
 def test_regenerate_edit_export_and_new(page) -> None:
     say(page, "Where is Paris?", 1)

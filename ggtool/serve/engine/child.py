@@ -136,8 +136,8 @@ class Intake:
         if n_prompt + (0 if n_predict == 0 else 1) > n_ctx:
             raise RequestError(
                 400,
-                f"the prompt has {n_prompt} tokens and the context holds {n_ctx}; shorten it, or start the server with a "
-                "larger --n-ctx.",
+                f"the prompt has {n_prompt} tokens and the context holds {n_ctx}; shorten it or, if the model allows more, "
+                "start the server with a larger --n-ctx.",
                 "prompt",
             )
 

@@ -264,11 +264,15 @@ async function answerOne(number, at, seed, signal) {
     $("talk").scrollTop = $("talk").scrollHeight;
     drawn = performance.now();
   };
+  const facts = models.find((one) => one.id === answer.model);
   try {
+    answer.cost = facts && !facts.meta.is_loaded ? "loading the model…" : "reading the prompt…";
+    draw();
     const [path, body] = requestOf(answer.model, number, at, seed);
     const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(body), signal });
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const event of readEvents(response)) {
+      if (facts) facts.meta.is_loaded = true;
       take(answer, event, held);
       if (!held.first && answer.text) held.first = performance.now() - started;
       const made = answer.tokens.length;
@@ -279,7 +283,7 @@ async function answerOne(number, at, seed, signal) {
     }
   } catch (error) {
     if (signal.aborted) answer.cost = `${answer.tokens.length} tokens · stopped`;
-    else answer.error = error.message;
+    else [answer.cost, answer.error] = ["", error.message];
   }
   draw();
 }
