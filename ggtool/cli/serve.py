@@ -119,6 +119,7 @@ def serve(
         memory_budget_bytes=_budget(memory_budget),
         n_ctx=n_ctx,
         threads=threads or usable_cpus(),
+        shares=not threads,
         device=choose_device(device),
         slots=slots,
         queue=queue,

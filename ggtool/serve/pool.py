@@ -119,6 +119,7 @@ class Pool:
             components=model.components,
             n_ctx=settings.n_ctx,
             threads=settings.threads,
+            shares=settings.shares,
             device=settings.device,
             slots=settings.slots,
             kv_type=settings.kv_type,

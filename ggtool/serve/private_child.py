@@ -28,6 +28,7 @@ def main() -> None:
             memory_budget_bytes=_NO_BUDGET_BYTES,
             n_ctx=request["n_ctx"],
             threads=request["threads"] or usable_cpus(),
+            shares=not request["threads"],
             device=choose_device(request["device"]),
             slots=1,
             deadline_s=_DEADLINE_S,

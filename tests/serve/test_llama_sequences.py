@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -64,3 +64,17 @@ def test_a_full_sequence_takes_no_part(sequences) -> None:
     sequences.keep(1, N_CTX - 1)
     assert sequences._without_gaps([0, 2, 3]) == [0, 1, 2, 3]
     sequences.step([(number, 5) for number in (0, 2, 3)])
+
+
+def test_threads_follow_the_cpus_that_others_leave_free(demo_gguf, monkeypatch) -> None:
+    job = ModelJob(str(demo_gguf), asdict(FORMATS["gguf-q8_0"]), n_ctx=N_CTX, threads=2, shares=True)
+    shared = LlamaSequences(job)
+    try:
+        before = np.array(shared.extend(0, prompt(0), wants_logits=True))
+        monkeypatch.setattr(shared._cpus, "count", lambda: 1)
+        shared.keep(0, 0)
+        assert (np.array(shared.extend(0, prompt(0), wants_logits=True)) == before).all()
+        assert lib.llama_n_threads(shared._context) == 1
+    finally:
+        shared.close()
+    assert LlamaSequences(replace(job, shares=False))._cpus is None

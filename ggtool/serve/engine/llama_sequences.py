@@ -28,6 +28,7 @@ from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
 from ggtool.serve.engine.llama_batch import Batch, logits_of
 from ggtool.serve.engine.llama_scoring import LlamaScoring, apply_lora
 from ggtool.serve.engine.requests import ModelJob, RequestError
+from ggtool.system.cpus import FreeCpus
 
 _POSITION_TABLE = "position_embd.weight"
 # llama.cpp computes a batch in runs of sequences without a gap, and each run reads the weights anew. A sequence in a gap
@@ -79,6 +80,7 @@ class LlamaSequences:
             stack.callback(self._scoring.close)
             self._cleanup = stack.pop_all()
         self._weights_bytes, self._n_params = artifact.weights_bytes, artifact.n_params
+        self._cpus = FreeCpus(job.threads) if job.shares and device == "cpu" else None
         self._lengths = [0] * job.slots
         self._batch = Batch(self._n_batch)
         # The state of recurrent layers cannot be taken back.
@@ -210,6 +212,9 @@ class LlamaSequences:
         self._lengths[sequence] += len(tokens)
 
     def _decode(self, sequences: Sequence[int]) -> None:
+        if self._cpus is not None:  # any number of threads gives the same logits, bit for bit
+            threads = self._cpus.count()
+            lib.llama_set_n_threads(self._context, threads, threads)
         try:
             decode(self._context, self._batch.batch)
         except MeasureError as error:

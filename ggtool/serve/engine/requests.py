@@ -91,7 +91,8 @@ class Generate:
 class ModelJob:
     """What a model's process is to load; `format` is the fields of a Format, `template` replaces the model's own.
 
-    kv_type: the type of keys and values, llama.cpp only. lora: adapter files with their scale.
+    kv_type: the type of keys and values, llama.cpp only. lora: adapter files with their scale. shares: compute with fewer
+    threads while others need the CPUs, llama.cpp only.
     """
 
     path: str
@@ -99,6 +100,7 @@ class ModelJob:
     components: str = "all"
     n_ctx: int = 0
     threads: int = 1
+    shares: bool = False
     device: str = "cpu"
     slots: int = 4
     kv_type: str = "f16"
