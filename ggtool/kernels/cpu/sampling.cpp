@@ -27,7 +27,8 @@ bool comes_first(const Candidate& a, const Candidate& b) {
 
 // The largest of each block of a group, into maxima (kLanes,); false where a value is no number.
 bool find_maxima(const float* group, float* maxima) {
-  Floats largest = Floats{} - INFINITY;
+  Floats largest;
+  for (int64_t lane = 0; lane < kLanes; ++lane) largest[lane] = -INFINITY;
   Masks wrong = {};
   for (int64_t at = 0; at < kGroup; at += kLanes) {
     Floats values;
