@@ -10,12 +10,34 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from ggtool.system.cache import cache_folder
 
+# Of each file whose tests are on a cluster.
+ON_RAY = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+    ),
+    pytest.mark.skipif(shutil.which("ray") is None, reason="ray is not installed"),
+]
+# Settings of measurements that take as little time as they can.
+SMALL = {
+    "n_ctx": 64,
+    "chunks": 2,
+    "device": "cpu",
+    "threads": 1,
+    "repetitions": 1,
+    "speed_prompts": (),
+    "speed_depths": (),
+    "speed_batches": (),
+}
 # The cluster is started by a process of its own: Ray keeps one connection a process, which the tests' drivers need.
 _PROGRAM = """
 import json, os, sys
@@ -58,6 +80,16 @@ class RayNodes:
         line = self._process.stdout.readline()
         assert line, self._log.read_text()[-3000:]
         return json.loads(line)
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Yield a folder with a name short enough for Ray's sockets, gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="gg-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ class Settings:
 
     memory_budget_bytes: what all loaded models may take together. queue: requests of a model beyond its slots before 429.
     deadline_s: the longest that a request may take. drain_s: how long streams may go on once the server is told to stop.
-    shares: whether models compute with fewer threads while others need the CPUs. max_body_bytes: of a request. template: the text of --chat-template, for models that have none of their own.
+    shares: whether models compute with fewer threads while others need the CPUs. max_body_bytes: of a request. template: the
+    text of --chat-template, for models that have none of their own.
     """
 
     host: str = "127.0.0.1"

@@ -3,11 +3,9 @@ whatever is killed meanwhile."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_nodes import RayNodes, ray_nodes
+from ray_nodes import ON_RAY, SMALL, RayNodes, ray_nodes, short_folder
 from sample_record import RECORD
 
 from ggtool.evaluation.evaluate import ALONE, evaluate, measure_rows
@@ -30,23 +28,7 @@ from ggtool.source.resolve import bundled
 from ggtool.system.schedule.ray_scheduler import RayScheduler, ray_scheduler
 from ggtool.system.schedule.work import Done, Node, Silent, Watch, Work
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-    ),
-    pytest.mark.skipif(shutil.which("ray") is None, reason="ray is not installed"),
-]
-SMALL = {
-    "n_ctx": 64,
-    "chunks": 2,
-    "device": "cpu",
-    "threads": 1,
-    "repetitions": 1,
-    "speed_prompts": (),
-    "speed_depths": (),
-    "speed_batches": (),
-}
+pytestmark = ON_RAY
 FEW = ["hf-fp32", "scratch-int8", "gguf-q8_0", "gguf-q4_k_m"]
 
 
@@ -56,10 +38,8 @@ def ignore(*_: object) -> None:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder with a name short enough for Ray's sockets."""
-    path = Path(tempfile.mkdtemp(prefix="gg-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,13 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_nodes import RayNodes, ray_nodes
+from ray_nodes import ON_RAY, RayNodes, ray_nodes, short_folder
 from tiny_models import TEXT
 
 from ggtool.calibration.spread import Spread
@@ -23,22 +21,14 @@ from ggtool.source.resolve import from_folder
 from ggtool.system.schedule.ray_scheduler import ray_scheduler
 from ggtool.system.schedule.work import Node, Silent, Work
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-    ),
-    pytest.mark.skipif(shutil.which("ray") is None, reason="ray is not installed"),
-]
+pytestmark = ON_RAY
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder with a name short enough for Ray's sockets."""
-    path = Path(tempfile.mkdtemp(prefix="gg-"))
-    (path / "harbour.txt").write_text(TEXT * 8)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with short_folder() as path:
+        (path / "harbour.txt").write_text(TEXT * 8)
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """`ggtool study --ray` with `--tasks`: the numbers, answers, texts and report of a local study, and a second run that keeps them."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ray_nodes import RayNodes, ray_nodes
+from ray_nodes import ON_RAY, SMALL, RayNodes, ray_nodes, short_folder
 from tiny_models import TEXT
 
 from ggtool.cli.study import run
@@ -19,30 +17,22 @@ from ggtool.results.records import EvalRecord
 from ggtool.results.samples import Sample, read_samples
 from ggtool.results.store import ResultStore
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-    ),
-    pytest.mark.skipif(shutil.which("ray") is None, reason="ray is not installed"),
-]
+pytestmark = ON_RAY
 SETTINGS = SampleSettings(prompts=("The harbour", "A boat"), n_predict=8)
 FORMATS = ["hf-fp32", "gguf-q8_0", "gguf-q4_k_m"]
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder with a name short enough for Ray's sockets."""
-    path = Path(tempfile.mkdtemp(prefix="gg-"))
-    (path / "harbour.txt").write_text(TEXT * 8)
     rows = [
         {"context": "The city of", "choices": ["Paris is", "a little", "model", "Once upon"], "answer": n % 4}
         for n in range(9)
     ]
-    (path / "ends.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "whole.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with short_folder() as path:
+        (path / "harbour.txt").write_text(TEXT * 8)
+        (path / "ends.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (path / "whole.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +48,7 @@ def request_(folder: Path, tiny_gpt2: Path) -> EvalRequest:
         "model": str(tiny_gpt2),
         "reference": "none",
         "corpus": str(folder / "harbour.txt"),
-        "n_ctx": 64,
-        "chunks": 2,
-        "device": "cpu",
-        "threads": 1,
-        "repetitions": 1,
-        "speed_prompts": (),
-        "speed_depths": (),
-        "speed_batches": (),
+        **SMALL,
         "tasks": (str(folder / "ends.jsonl"), str(folder / "whole.jsonl")),
     }
     return request_from(read_experiment(find_preset("study")), flags)

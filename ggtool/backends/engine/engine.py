@@ -153,7 +153,7 @@ class Engine:
                         run(n_now, steps.n_runs(at + n_steps))
                     made = torch.empty(n_steps, steps.n_texts, dtype=torch.int32, pin_memory=is_gpu)
                     made.copy_(steps.made[at : at + n_steps], non_blocking=True)
-                    event = torch.cuda.Event() if is_gpu else None  # type: ignore[no-untyped-call]
+                    event = torch.cuda.Event() if is_gpu else None  # type: ignore[no-untyped-call]  # torch forgot to annotate it
                     if event is not None:
                         event.record()
                 under_way.append((made, event))

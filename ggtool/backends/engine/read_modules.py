@@ -111,7 +111,7 @@ def _matrix(module: nn.Module) -> DeviceMatrix:
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
         found = of_floats(weight.detach().t() if isinstance(module, Conv1D) else weight.detach())
-        module.weight = None  # type: ignore[assignment]
+        module.weight = None  # type: ignore[assignment]  # taken over, and freed here
     assert found is not None  # every matrix was tried before any was taken
     return found
 

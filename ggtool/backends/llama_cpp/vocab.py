@@ -173,7 +173,7 @@ class Vocabulary:
     @cached_property
     def _normalizer(self) -> normalizers.Normalizer:
         # Not Python's: the library's tables are of another version of Unicode, and its ids are those that count.
-        return getattr(normalizers, self._form)()  # type: ignore[no-any-return]
+        return getattr(normalizers, self._form)()  # type: ignore[no-any-return]  # looked up by name
 
     def _prepared(self, text: str, *, parse_special: bool) -> str:
         """Return a text in the form of Unicode that the tokenizer wants; UsageError if the vocabulary cannot spell it."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ggtool.conversion.architectures import find_architecture
 from ggtool.conversion.model import read_model
-from ggtool.conversion.quantization_error import energy_of, sampled_runs
-from ggtool.conversion.stored_rows import NOT_WEIGHTS, rows_between
+from ggtool.conversion.quantization_error import energy_of, round_trip, sampled_runs
+from ggtool.conversion.stored_rows import NOT_WEIGHTS, n_rows, rows_between
 from ggtool.conversion.tensors import ModelTensor
 from ggtool.gguf.header import TensorInfo
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES, Artifact, is_matrix
@@ -63,7 +63,7 @@ def is_comparable(source: ModelSource) -> bool:
 def norms_of(artifact: Artifact) -> dict[str, Floats]:
     """Read a file's norms as float32, by name."""
     return {
-        tensor.name: rows_between(artifact, tensor, 0, tensor.n_params // tensor.shape[-1])
+        tensor.name: rows_between(artifact, tensor, 0, n_rows(tensor.shape))
         for tensor in artifact.header.tensors
         if _is_norm(tensor.name) and tensor.type_name in FLOAT_TENSOR_TYPES - NOT_WEIGHTS
     }
@@ -87,20 +87,10 @@ def _is_norm(name: str) -> bool:
 
 def _is_same(a: Floats, b: Floats) -> bool:
     return any(
-        np.array_equal(rounded(x), y) for x, y in ((a, b), (b, a)) for rounded in (np.asarray, _half, _brain)
+        np.array_equal(round_trip(kind, x, None), y)
+        for x, y in ((a, b), (b, a))
+        for kind in ("F32", "F16", "BF16")
     )
-
-
-def _half(values: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16).astype(np.float32)
-
-
-def _brain(values: Floats) -> Floats:
-    """Round to bfloat16, to nearest even."""
-    bits = values.view(np.uint32).astype(np.uint64)
-    bits += 0x7FFF + ((bits >> 16) & 1)
-    return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def _is_far(artifact: Artifact, stored: TensorInfo, tensor: ModelTensor) -> bool:

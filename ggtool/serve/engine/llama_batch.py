@@ -52,9 +52,8 @@ def logits_of(context: Pointer, n: int, n_vocab: int) -> Logits:
     return _rows_at(address, n, n_vocab)
 
 
-@functools.lru_cache(
-    maxsize=64
-)  # llama.cpp keeps its buffer, and making an array of it takes longer than many a use
+# llama.cpp keeps its buffer, and making an array of it takes longer than many a use.
+@functools.lru_cache(maxsize=64)
 def _rows_at(address: int, n: int, n_vocab: int) -> Logits:
     rows: Logits = np.ctypeslib.as_array((ctypes.c_float * (n * n_vocab)).from_address(address))
     return rows.reshape(n, n_vocab)
