@@ -1,178 +1,39 @@
-"""Decode on a GPU: ggtool's engine against transformers, torch.compile and bitsandbytes, in turn, on models of real sizes.
+"""Text on a GPU: ggtool's engine against transformers, torch.compile, bitsandbytes and llama.cpp, on models of real sizes.
 
     python scripts/bench/gpu_decode.py [--models gpt2-124m,...] [--formats fp16,int8,...] [--peers eager,compile,...]
-        [--texts 1,4,16] [--contexts 128,1024] [--rounds 5] [--seconds 300] [--out FILE]
+        [--texts 1,4,16] [--contexts 128,1024] [--prompts 1x512,8x1024] [--files FOLDER --llama-bench PROGRAM]
+        [--rounds 5] [--seconds 300] [--out FILE]
 
 Random weights. For each model and number of texts, everyone is loaded and warmed up, and then takes turns: a round is 32
-tokens after a context, greedy, for each. Medians of ms a token; the share of the copy bandwidth that the weights'
-bytes over that time are; bytes of weights and of CUDA's allocator. Peers are transformers' modules: eager in
-float16, eager with bitsandbytes' linear layers in their place, and a static cache with torch.compile (reduce-overhead). What
-was found by `--seconds` is kept.
+tokens after a context, greedy, for each. With --prompts, whole prompts are read in turn as well. Medians of ms a token (of a
+prompt: ms in all); the share of the copy bandwidth that the weights' bytes over that time are; bytes of weights, of the KV
+cache and of CUDA's allocator. Peers are transformers' modules: eager in float16, eager with bitsandbytes' linear layers in
+their place, and a static cache with torch.compile (reduce-overhead). With --files the GGUF formats are read from files, written
+there, and with --llama-bench llama.cpp reads the same files afterwards. What was found by `--seconds` is kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from compilers import Compilers, Names
-from random_models import FORMATS, SIZES, Sizes, random_model
+from gpu_contestants import N_SPARE, N_TOKENS, PEERS, Contestant, engine, llama_bench, peer, prompts
+from random_gguf import random_gguf
+from random_models import FORMATS, SIZES, Sizes
 
-from ggtool.backends.engine.prompt import forward, head_logits
-from ggtool.backends.engine.step import Graphs, Steps
 from ggtool.errors import MeasureError
-from ggtool.kernels.nvrtc import GpuLauncher, architecture
 
-N_TOKENS = 32
-PEERS = ("eager", "bnb-int8", "bnb-nf4", "compile")
-N_SPARE = 64
-
-
-@dataclass
-class Contestant:
-    """Something that makes N_TOKENS tokens after a context when it is called."""
-
-    name: str
-    make: Callable[[int], None]
-    weights_bytes: int
-    allocated_bytes: int
-    is_finite: Callable[[], bool] = lambda: True
-
-
-@functools.cache
-def compilers() -> Compilers:
-    """Return the processes that compile our kernels, started once."""
-    return Compilers(architecture(torch.device("cuda", 0)))
-
-
-def engine(sizes: Sizes, name: str, n_texts: int, n_ctx: int) -> Contestant:
-    """Return our engine in a format of FORMATS; contexts are made once and gone back to."""
-    before = torch.cuda.memory_allocated()
-    launcher = GpuLauncher(torch.device("cuda", 0))
-    model = random_model(sizes, name, n_ctx)
-    gpu = torch.cuda.get_device_name()
-    names = Names(launcher.n_processors)
-    with torch.inference_mode():
-        idle = Steps(model, names, n_texts, 1, gpu)
-        idle.launch(1)
-        forward(model, names, torch.zeros(n_texts, 1, dtype=torch.int64, device="cuda"), idle.cache)
-    del idle
-    compilers().start(dict.fromkeys(names.names)).wait()
-    steps = Steps(model, launcher, n_texts, n_ctx, gpu)
-    graphs = Graphs(steps)
-    ids = torch.randint(0, sizes.n_vocab, (n_texts, n_ctx), device="cuda")
-    filled: set[int] = set()
-
-    def make(context: int) -> None:
-        if context not in filled:
-            with torch.inference_mode():
-                hidden = forward(model, launcher, ids[:, :context], steps.cache)
-                steps.tokens.copy_(head_logits(model, launcher, hidden[:, -1]).argmax(-1))
-            filled.add(context)
-        steps.position.fill_(context)
-        for _ in range(N_TOKENS // 8):
-            graphs.replay(8, steps.n_runs(context + N_TOKENS))
-
-    return Contestant(
-        f"ggtool {name}", make, model.weights_bytes, torch.cuda.memory_allocated() - before,
-        is_finite=lambda: bool(steps.logits.isfinite().all()),
-    )  # fmt: skip
-
-
-def transformers_model(sizes: Sizes, n_ctx: int) -> Any:
-    """Return transformers' model of these sizes, random float16."""
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-    if sizes.is_gated:
-        config: Any = LlamaConfig(
-            vocab_size=sizes.n_vocab, hidden_size=sizes.n_embd, intermediate_size=sizes.n_ff,
-            num_hidden_layers=sizes.n_layers, num_attention_heads=sizes.n_heads,
-            num_key_value_heads=sizes.n_kv_heads, max_position_embeddings=n_ctx, tie_word_embeddings=True,
-        )  # fmt: skip
-    else:
-        config = GPT2Config(
-            vocab_size=sizes.n_vocab, n_positions=n_ctx, n_embd=sizes.n_embd, n_layer=sizes.n_layers,
-            n_head=sizes.n_heads, n_inner=sizes.n_ff,
-        )  # fmt: skip
-    with torch.device("cuda"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval()
-
-
-def with_bitsandbytes(model: Any, name: str) -> Any:
-    """Exchange every linear layer but the head for bitsandbytes' own."""
-    import bitsandbytes as bnb
-    from transformers.pytorch_utils import Conv1D
-
-    for path, module in list(model.named_modules()):
-        if not isinstance(module, torch.nn.Linear | Conv1D) or path.endswith("lm_head"):
-            continue
-        weight = module.weight.data.t().contiguous() if isinstance(module, Conv1D) else module.weight.data
-        has_bias = module.bias is not None
-        rows, columns = weight.shape
-        if name == "bnb-int8":
-            layer = bnb.nn.Linear8bitLt(columns, rows, has_bias, has_fp16_weights=False, threshold=6.0)
-            layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
-        else:
-            layer = bnb.nn.Linear4bit(columns, rows, has_bias, compute_dtype=torch.float16, quant_type="nf4")
-            layer.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
-        if has_bias:
-            layer.bias = module.bias
-        model.set_submodule(path, layer.cuda())
-    return model
-
-
-def peer(sizes: Sizes, name: str, n_texts: int, n_ctx: int) -> Contestant:
-    """Return a peer of PEERS."""
-    from transformers import DynamicCache, StaticCache
-
-    before = torch.cuda.memory_allocated()
-    model = transformers_model(sizes, n_ctx)
-    if name.startswith("bnb"):
-        model = with_bitsandbytes(model, name)
-    ids = torch.randint(0, sizes.n_vocab, (n_texts, n_ctx), device="cuda")
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
-    step = model
-    caches: dict[int, StaticCache] = {}
-    if name == "compile":
-        step = torch.compile(model, mode="reduce-overhead", fullgraph=True)
-
-    def make(context: int) -> None:
-        with torch.inference_mode():
-            if name == "compile":
-                # The same memory every time, which graphs know, and its count of positions from the start.
-                if context in caches:
-                    caches[context].reset()
-                else:
-                    caches[context] = StaticCache(config=model.config, max_cache_len=context + N_SPARE)
-                cache: Any = caches[context]
-                model(ids[:, :context], past_key_values=cache, use_cache=True)
-            else:
-                cache = DynamicCache(config=model.config)
-                model(ids[:, :context], past_key_values=cache, use_cache=True)
-            token = ids[:, :1].clone()
-            torch.cuda.synchronize()
-            make.started = time.perf_counter()  # type: ignore[attr-defined]  # the context is not timed
-            for at in range(N_TOKENS):
-                position = torch.full((1,), context + at, device="cuda")
-                logits = step(
-                    token,
-                    past_key_values=cache,
-                    use_cache=True,
-                    position_ids=position[None].expand(n_texts, 1),
-                ).logits
-                token = logits[:, -1:].argmax(-1).clone()
-
-    return Contestant(name, make, sum(weights.values()), torch.cuda.memory_allocated() - before)
+Maker = Callable[[], Contestant]
+HEADER = ("model", "who", "texts", "context", "ms", "of copy", "MB", "held MB")
 
 
 def copy_bandwidth() -> float:
@@ -200,43 +61,30 @@ def timed(contestant: Contestant, context: int) -> float:
     return (ended - started) / N_TOKENS * 1e3
 
 
-def attempted(
-    maker: Callable[..., Contestant], sizes: Sizes, name: str, n_texts: int, contexts: Sequence[int]
-) -> Contestant | None:
+def attempted(maker: Maker, contexts: Sequence[int]) -> Contestant | None:
     """Return a contestant that has been warmed up, None and a line on stderr for one that cannot run."""
     try:
-        made = maker(sizes, name, n_texts, max(contexts) + N_SPARE)
+        made = maker()
         for context in contexts:
             timed(made, context)
             alone = timed(made, context)
-            print(
-                f"{sizes.name} {made.name}, {n_texts} texts after {context}: {alone:.4f} ms", file=sys.stderr
-            )
+            print(f"  {made.name} after {context}: {alone:.4f} ms", file=sys.stderr, flush=True)
         if not made.is_finite():
             raise MeasureError("a logit is not finite")
     except Exception as error:  # noqa: BLE001 - whatever ails a peer, the others go on
         said = str(error).splitlines() or [""]
-        print(f"{sizes.name} {name}: {type(error).__name__}: {said[0]}", file=sys.stderr)
+        print(f"  {type(error).__name__}: {said[0]}", file=sys.stderr, flush=True)
         return None
     return made
 
 
 def compare(
-    sizes: Sizes,
-    formats: Sequence[str],
-    peers: Sequence[str],
-    n_texts: int,
-    contexts: Sequence[int],
-    rounds: int,
-    deadline: float,
+    makers: Sequence[Maker], contexts: Sequence[int], rounds: int, deadline: float
 ) -> list[dict[str, Any]]:
     """Return a row for each contestant and context; after the deadline no one else is loaded."""
-    makers: list[tuple[Callable[..., Contestant], str]] = [(engine, name) for name in formats]
-    makers += [(peer, name) for name in peers]
     contestants, rows = [], []
-    for maker, name in makers:
-        in_time = time.monotonic() < deadline
-        made = attempted(maker, sizes, name, n_texts, contexts) if in_time else None
+    for maker in makers:
+        made = attempted(maker, contexts) if time.monotonic() < deadline else None
         if made is not None:
             contestants.append(made)
     for context in contexts:
@@ -246,18 +94,88 @@ def compare(
                 samples[one.name].append(timed(one, context))
         rows += [
             {
-                "model": sizes.name,
                 "who": one.name,
-                "texts": n_texts,
                 "context": context,
                 "ms": statistics.median(samples[one.name]),
                 "samples_ms": samples[one.name],
                 "weights_bytes": one.weights_bytes,
+                "cache_bytes": one.cache_bytes,
                 "allocated_bytes": one.allocated_bytes,
             }
             for one in contestants
         ]
     return rows
+
+
+def llama_rows(
+    program: Path, path: Path, contexts: Sequence[int], shapes: Sequence[tuple[int, int]], rounds: int
+) -> list[dict[str, Any]]:
+    """Return what llama-bench makes of a file: tokens after contexts, and prompts of one text."""
+    asked = [(1, context, ["-p", "0", "-n", str(N_TOKENS), "-d", str(context)]) for context in contexts]
+    asked += [(1, -length, ["-p", str(length), "-n", "0"]) for n_texts, length in shapes if n_texts == 1]
+    rows = []
+    for n_texts, context, extra in asked:
+        try:
+            rates = llama_bench(program, path, extra, rounds)
+        except (subprocess.SubprocessError, ValueError) as error:
+            print(f"  llama-bench {path.name} {extra}: {error}", file=sys.stderr, flush=True)
+            continue
+        n_tokens = 1 if context > 0 else -context
+        samples = [n_tokens * 1e3 / rate for rate in rates]
+        rows.append(
+            {
+                "who": f"llama.cpp {path.stem}",
+                "texts": n_texts,
+                "context": max(context, 0),
+                "prompt": max(-context, 0),
+                "ms": statistics.median(samples),
+                "samples_ms": samples,
+                "weights_bytes": path.stat().st_size,
+            }
+        )
+    return rows
+
+
+class Report:
+    """The rows so far: printed as they come, and kept in a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        bandwidth = copy_bandwidth()
+        self._result: dict[str, Any] = {
+            "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_bytes_s": bandwidth, "rows": [],
+        }  # fmt: skip
+        print(
+            f"{self._result['gpu']}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s", flush=True
+        )
+        print("{:10} {:24} {:>5} {:>8} {:>9} {:>8} {:>8} {:>8}".format(*HEADER))
+
+    def add(self, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
+        """Print and keep rows with facts that they share; a prompt's length stands where else the context does."""
+        for row in rows:
+            row.update({name: value for name, value in facts.items() if name not in row})
+            share = row["weights_bytes"] / (row["ms"] / 1e3) / self._result["copy_bytes_s"]
+            place = f"p{row['prompt']}" if row.get("prompt") else str(row["context"])
+            print(
+                f"{row['model']:10} {row['who']:24} {row['texts']:5} {place:>8} {row['ms']:9.4f} {share:8.1%} "
+                f"{row['weights_bytes'] / 1e6:8.1f} {row.get('allocated_bytes', 0) / 1e6:8.1f}",
+                flush=True,
+            )
+        self._result["rows"] += rows
+        if self._path:
+            self._path.write_text(json.dumps(self._result, indent=1) + "\n")
+
+
+def parted(text: str) -> list[str]:
+    """Return the parts of a list with commas, none for an empty text."""
+    return [part for part in text.split(",") if part]
+
+
+def freed() -> None:
+    """Give back what the contestants before held."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -267,42 +185,74 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--texts", default="1,4,16")
     parser.add_argument("--contexts", default="128,1024")
+    parser.add_argument(
+        "--prompts", default="", help="texts and tokens of prompts to read, such as 1x512,8x1024"
+    )
+    parser.add_argument("--files", type=Path, help="a folder for GGUF files, which both engines then read")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's program, built for CUDA")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--out", type=Path, help="all of it as JSON")
     args = parser.parse_args()
-    started, bandwidth = time.monotonic(), copy_bandwidth()
-    result: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_bytes_s": bandwidth, "rows": [],
-    }  # fmt: skip
-    print(f"{result['gpu']}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s", flush=True)
-    print(
-        f"{'model':10} {'who':20} {'texts':>5} {'ctx':>5} {'ms/token':>9} {'of copy':>8} {'MB':>8} {'held MB':>8}"
-    )
-    for model in args.models.split(","):
-        for n_texts in map(int, args.texts.split(",")):
-            if time.monotonic() - started > args.seconds:
+    if args.llama_bench and not args.files:
+        parser.error("--llama-bench reads files: pass --files too")
+    deadline = time.monotonic() + args.seconds
+    formats, peers = parted(args.formats), parted(args.peers)
+    shapes = [(int(n), int(length)) for n, length in (part.split("x") for part in parted(args.prompts))]
+    report = Report(args.out)
+    for sizes in (SIZES[name] for name in parted(args.models)):
+        # A GPT-2 has no more positions than these.
+        limit = 1 << 20 if sizes.is_gated else 1024 - N_SPARE
+        contexts = sorted({min(int(context), limit) for context in parted(args.contexts)})
+        for n_texts in map(int, parted(args.texts)):
+            if time.monotonic() > deadline:
                 break
-            # A GPT-2 has no more positions than these.
-            limit = 1 << 20 if SIZES[model].is_gated else 1024 - N_SPARE
-            contexts = [min(int(context), limit) for context in args.contexts.split(",")]
+            asked = sizes, n_texts, max(contexts) + N_SPARE
+            print(f"{sizes.name}, {n_texts} texts", file=sys.stderr, flush=True)
+            makers = decoding(*asked, formats, peers, args.files)
+            report.add(
+                compare(makers, contexts, args.rounds, deadline), model=sizes.name, texts=n_texts, prompt=0
+            )
+            del makers
+            freed()
+        for n_texts, length in shapes:
+            print(f"{sizes.name}, prompts of {n_texts} x {length}", file=sys.stderr, flush=True)
             rows = compare(
-                SIZES[model], [name for name in args.formats.split(",") if name], [name for name in args.peers.split(",") if name], n_texts, contexts, args.rounds,
-                started + args.seconds,
-            )  # fmt: skip
-            for row in rows:
-                share = row["weights_bytes"] / (row["ms"] / 1e3) / bandwidth
-                print(
-                    f"{row['model']:10} {row['who']:20} {row['texts']:5} {row['context']:5} {row['ms']:9.4f} {share:8.1%} "
-                    f"{row['weights_bytes'] / 1e6:8.1f} {row['allocated_bytes'] / 1e6:8.1f}",
-                    flush=True,
+                reading(sizes, n_texts, length, formats, peers, args.files), [0], args.rounds, deadline
+            )
+            for row in rows:  # what was timed is a whole prompt
+                row["ms"], row["samples_ms"] = (
+                    row["ms"] * N_TOKENS,
+                    [ms * N_TOKENS for ms in row["samples_ms"]],
                 )
-            result["rows"] += rows
-            if args.out:
-                args.out.write_text(json.dumps(result, indent=1) + "\n")
-            torch.compiler.reset()
-            gc.collect()
-            torch.cuda.empty_cache()
+            report.add(rows, model=sizes.name, texts=n_texts, prompt=length)
+            freed()
+        for name in formats:
+            if (
+                args.llama_bench
+                and time.monotonic() < deadline
+                and (name.startswith("gguf") or name == "fp16")
+            ):
+                path = random_gguf(sizes, name, args.files)
+                report.add(
+                    llama_rows(args.llama_bench, path, contexts, shapes, args.rounds), model=sizes.name
+                )
+
+
+def decoding(
+    sizes: Sizes, n_texts: int, n_ctx: int, formats: Sequence[str], peers: Sequence[str], files: Path | None
+) -> list[Maker]:
+    """Return what loads each contestant that continues texts."""
+    ours: list[Maker] = [lambda name=name: engine(sizes, name, n_texts, n_ctx, files) for name in formats]  # type: ignore[misc]
+    return ours + [lambda name=name: peer(sizes, name, n_texts, n_ctx) for name in peers]
+
+
+def reading(
+    sizes: Sizes, n_texts: int, length: int, formats: Sequence[str], peers: Sequence[str], files: Path | None
+) -> list[Maker]:
+    """Return what loads each contestant that reads prompts; compiling is for what has one shape."""
+    names = [*formats, *(name for name in peers if name != "compile")]
+    return [lambda name=name: prompts(sizes, name, n_texts, length, files) for name in names]  # type: ignore[misc]
 
 
 if __name__ == "__main__":
