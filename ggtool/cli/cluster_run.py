@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from ggtool.calibration.spread import Spread
 from ggtool.cli.cluster_board import ClusterBoard
@@ -12,7 +13,8 @@ from ggtool.cli.console import notifier
 from ggtool.cli.ray_flag import open_scheduler
 from ggtool.evaluation.node_facts import PACKED
 from ggtool.evaluation.plan import Plan, plan
-from ggtool.evaluation.request import EvalRequest
+from ggtool.evaluation.request import DEFAULT_REFERENCE, NO_REFERENCE, EvalRequest
+from ggtool.quantizers.format_spec import parse_backend
 from ggtool.system.schedule.work import Node, Scheduler
 
 
@@ -25,7 +27,7 @@ def planned_on_ray(
     threads None or 0 takes the CPUs of the smallest node. The device is a GPU where a node has one, unless the request says.
     """
     notify = notifier(quiet=quiet)
-    with open_scheduler(address, frozenset({"llama_cpp", "huggingface", PACKED}), notify) as scheduler:
+    with open_scheduler(address, _parts(request), notify) as scheduler:
         nodes = scheduler.nodes
         notify(f"Ray: {len(nodes)} nodes, {sum(node.cpus for node in nodes):g} CPUs, {_gpus(nodes):g} GPUs.")
         if not threads:
@@ -37,6 +39,19 @@ def planned_on_ray(
         with board.live():
             what = plan(request, notify, lambda stage, done, total: None, spread=Spread(scheduler, board))
         yield what, scheduler
+
+
+def _parts(request: EvalRequest) -> frozenset[str]:
+    """Return the runtimes that a node must have, as `node_facts` takes them."""
+    named = [*request.backends, request.reference or DEFAULT_REFERENCE]
+    specs = [parse_backend(name) for name in named if name.lower() != NO_REFERENCE]
+    found = {PACKED}
+    for spec in specs:
+        if isinstance(spec.what, Path):
+            found.add("huggingface" if spec.what.is_dir() else "llama_cpp")
+        else:
+            found.add(spec.what.runtime)
+    return frozenset(found)
 
 
 def _gpus(nodes: Sequence[Node]) -> float:

@@ -24,7 +24,7 @@ from ggtool.evaluation.plan import Plan
 from ggtool.evaluation.record_keys import Known, runtimes, target_keys
 from ggtool.evaluation.rows import RUN_ROW, files_of, needs_of, row_of
 from ggtool.evaluation.target import Target
-from ggtool.results.records import EvalRecord, part_from_dict
+from ggtool.results.records import BESIDE, EvalRecord, part_from_dict
 from ggtool.results.tasks import TaskResult
 from ggtool.system import worker
 from ggtool.system.schedule.local import LocalScheduler
@@ -156,6 +156,9 @@ class _OpenRow:
         for task, done in self._outcomes.items():
             record = _with_outcome(record, done.result)
             keys[task] = target_keys(self._what, self.target, done.node.facts).get(task, "")
+        timed = self._outcomes.get("speed")
+        if timed is not None and timed.beside:
+            record = replace(record, environment={**record.environment, BESIDE: ", ".join(timed.beside)})
         keys |= {task: stored.keys[task] for task, stored in self._known.items()}
         # In the order asked for, whichever was answered first.
         order = {items.task: number for number, items in enumerate(self._what.tasks)}

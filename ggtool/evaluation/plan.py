@@ -113,10 +113,6 @@ def plan(
     asked = request.reference
     reference = parse_backend(asked) if asked is not None and asked.lower() != NO_REFERENCE else None
     everything = specs if reference is None else [*specs, reference]
-    if request.gpus and not all(_runs_in_torch(spec) for spec in everything):
-        raise UsageError(
-            "GPUs by number are for hf-*, bnb-* and scratch-* formats; llama.cpp's run with --device cuda."
-        )
     check_calibration(everything, request.calibration)
     needs_source = request.model is not None or any(isinstance(spec.what, Format) for spec in everything)
     source = resolve(request.model, request.revision, notify) if needs_source else None

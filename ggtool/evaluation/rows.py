@@ -1,7 +1,7 @@
 """Rows of a plan as works for a scheduler: one work for each number group of each target, run where its files are brought to.
 
 What a row needs of a node is known before it runs: quality takes its threads' CPUs, or a part of a GPU, and shares a node;
-speed and memory have a node to themselves.
+speed and memory have a node to themselves, or on a node of several GPUs as many of them as they use.
 """
 
 from __future__ import annotations
@@ -90,16 +90,18 @@ def needs_of(what: Plan, job: worker.Job, *, alone: bool, kind: str, nodes: Sequ
     """Return what a job takes of one of the nodes; kind: where it must run.
 
     On GPUs, counted by the smallest: what its models take of one, and no more CPUs than belong to that part, for its threads mostly wait.
+    What is to be alone has whole GPUs, and what runs on a node's other GPUs is noted in its record.
     """
     n_bytes = _LIBRARIES_BYTES + sum(_loaded_bytes(what, model) for model in _models(job))
-    cpus, gpus = job.threads, 0.0
+    cpus, gpus, has_node = job.threads, 0.0, alone
     if what.device == "cuda":
         gpu_bytes = min((node.facts.gpu_bytes for node in nodes if node.gpus), default=0)
         share = 1.0 if alone or not gpu_bytes else n_bytes / gpu_bytes
         gpus = len(what.request.gpus) or min(1.0, math.ceil(share * _GPU_PARTS) / _GPU_PARTS)
+        has_node = alone and all(node.gpus <= gpus for node in nodes)
         belonging = min((node.cpus / node.gpus for node in nodes if node.gpus), default=cpus)
         cpus = max(1, min(cpus, int(belonging * gpus)))
-    return Needs(cpus, gpus, n_bytes, alone, kind if alone else "")
+    return Needs(cpus, gpus, n_bytes, has_node, kind if alone else "")
 
 
 def _is_made_anywhere(what: Plan, model: ModelToOpen) -> bool:

@@ -117,6 +117,7 @@ class _Embedding(ctypes.Structure):
     _fields_ = (
         ("w", MatrixArguments),
         *((name, ctypes.c_void_p) for name in ("row_scales", "positions", "tokens", "position", "x")),
+        ("first_row", ctypes.c_int),
     )
 
 
@@ -356,8 +357,12 @@ def embed(
     x: Tensor,
     positions: Tensor | None,
     dtype: torch.dtype,
+    first_row: int = 0,
 ) -> None:
-    """Write the table's rows of int32 `tokens` (texts,) to x, float32, plus row `position` of `positions` if there are any."""
+    """Write the table's rows of int32 `tokens` (texts,) to x, float32, plus row `position` of `positions` if there are any.
+
+    first_row: the token of the table's row 0, where it is a part of one; tokens of other parts have zeros.
+    """
     name = KernelName("tokens.cu", "embed", _constants(dtype, FORMAT=w.layout, **_NO_NORM))
     arguments = _Embedding(
         w.arguments,
@@ -366,6 +371,7 @@ def embed(
         tokens.data_ptr(),
         position.data_ptr(),
         x.data_ptr(),
+        first_row,
     )
     n_threads = 256 if LAYOUTS[w.layout].has_table else 64
     n_segments = w.n_slots // LAYOUTS[w.layout].segment

@@ -50,6 +50,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
 )
 _QUADS = 16  # a thread reads sixteen bytes at once
 _SUPER_BLOCK = 256  # weights of a block of ggml's K types
+_OF_SUPER_BLOCKS = ("Q4K", "Q5K", "Q6K")
 # kvalues_iq4nl of ggml
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Bytes of a block of 32 weights in ggml's old types, and how many of them come before the codes.
@@ -126,6 +127,25 @@ class DeviceMatrix:
             None if self.scales is None else self.scales[first:end],
             None if self.row_scales is None else self.row_scales[first:end],
             self.values,
+        )
+
+    def columns(self, first: int, end: int) -> DeviceMatrix | None:
+        """Return a copy of some columns; None where codes or scales of both sides lie together."""
+        layout, n_columns = LAYOUTS[self.layout], self.shape[1]
+        unit = layout.segment if self.scales is None else 4 * layout.segment
+        if self.layout in _OF_SUPER_BLOCKS:
+            unit = _SUPER_BLOCK
+        if first % unit or end % unit or n_columns % unit:
+            return None
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            per_unit = 0 if tensor is None else tensor.shape[1] * unit // n_columns
+            return None if tensor is None else tensor[:, first // unit * per_unit : end // unit * per_unit].clone()
+
+        codes = cut(self.codes)
+        assert codes is not None
+        return DeviceMatrix(
+            self.layout, (self.shape[0], end - first), codes, cut(self.scales), self.row_scales, self.values
         )
 
     def to(self, device: torch.device) -> DeviceMatrix:

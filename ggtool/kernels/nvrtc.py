@@ -84,7 +84,7 @@ class GpuLauncher:
         self.device = device
         self.n_processors: int = torch.cuda.get_device_properties(device).multi_processor_count
         self._arch = architecture(device)
-        self._driver = _driver()
+        self._driver = driver()
         self._functions: dict[KernelName, ctypes.c_void_p] = {}
 
     def launch(
@@ -216,7 +216,8 @@ def _load_nvrtc() -> ctypes.CDLL:
 
 
 @functools.cache
-def _driver() -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """Return CUDA's driver; KernelError where there is none."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from ggtool.report.numbers import listed, percent
-from ggtool.results.records import Disturbance, EvalRecord, Timing
+from ggtool.results.records import BESIDE, Disturbance, EvalRecord, Timing
 
 MARK = "†"
 
@@ -39,7 +39,7 @@ def timing_mark(timing: Timing) -> str:
 
 
 def explained(records: Sequence[EvalRecord]) -> str:
-    """Return which formats were disturbed, by what, and how to time them again; empty where all are steady."""
+    """Return which formats were disturbed, by what, and how to time them again, and which had company; empty where there is nothing."""
     watched = [(record, record.speed.disturbance) for record in records if record.speed]
     disturbed = [
         (record, found) for record, found in watched if found and record.speed and record.speed.is_disturbed
@@ -55,6 +55,9 @@ def explained(records: Sequence[EvalRecord]) -> str:
         said.append(f"Rounds too far apart to be compared ({MARK}): {listed(wide)}.")
     if said:
         said.append("No order of speed is claimed with these; `--wait-for-quiet SECONDS` times them again.")
+    beside = [record.label for record in records if record.speed and record.environment.get(BESIDE)]
+    if beside:
+        said.append(f"Other rows ran on other GPUs of the machine while these were timed: {listed(beside)}.")
     return " ".join(said)
 
 

@@ -21,6 +21,8 @@ from ggtool.results.tasks import TaskResult
 
 SCHEMA = 3
 READABLE = frozenset({1, 2, 3})
+# Of an environment: what ran on the machine's other GPUs while speed was timed.
+BESIDE = "beside"
 
 
 @dataclass(frozen=True)

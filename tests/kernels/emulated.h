@@ -111,6 +111,11 @@ inline float __uint_as_float(u32 bits) {
   std::memcpy(&r, &bits, sizeof r);
   return r;
 }
+inline u32 __float_as_uint(float value) {
+  u32 r;
+  std::memcpy(&r, &value, sizeof r);
+  return r;
+}
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 
@@ -132,6 +137,9 @@ inline float load_fresh(const float* from) { return *from; }
 inline int load_fresh(const int* from) { return *from; }
 inline Quad load_fresh(const Quad* from) { return read<Quad>(from); }
 inline Floats load_fresh(const Floats* from) { return read<Floats>(from); }
+
+inline void store_far(Quad* to, const Quad& what) { *to = what; }
+inline Quad load_volatile(const Quad* from) { return read<Quad>(from); }
 
 inline _Float16 as_half(u16 bits) {
   _Float16 r;

@@ -19,6 +19,8 @@ _STRUCTURES = {
     "widen_rows": "Widening",
     "prepare": "Preparation",
     "choose": "Choice",
+    "exchange_sum": "Sum",
+    "choose_together": "SharedChoice",
 }
 COMPILER = os.environ.get("CXX", "c++")
 

@@ -6,6 +6,7 @@ Where the kernels do not serve it stays what it was, unless the engine was asked
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,9 +15,12 @@ import torch
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams
 from ggtool.backends.branches import Branches, one_by_one
 from ggtool.backends.engine.engine import Engine
-from ggtool.backends.engine.model import UnsupportedModelError
+from ggtool.backends.engine.model import Model, UnsupportedModelError
+from ggtool.backends.engine.rank_steps import Rank
+from ggtool.backends.engine.ranks import RankedEngine, reach_each_other
 from ggtool.backends.engine.read_modules import read_modules
-from ggtool.backends.huggingface.backend import HuggingFaceBackend
+from ggtool.backends.engine.split import split
+from ggtool.backends.huggingface.backend import HuggingFaceBackend, check_gpus
 from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.kernels.nvrtc import GpuLauncher, KernelError
@@ -28,12 +32,28 @@ _OLDEST = (8, 0)
 _CHOSEN_BY_ITSELF = frozenset({"gpt2"})
 
 
-def open_gpu() -> GpuLauncher:
-    """Return a launcher for torch's current GPU; UnsupportedModelError where the kernels do not run there."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    if torch.cuda.get_device_capability(device) < _OLDEST:
-        raise UnsupportedModelError(f"a GPU as old as {torch.cuda.get_device_name(device)}")
-    return GpuLauncher(device)
+def open_gpus(gpus: Sequence[int]) -> list[GpuLauncher]:
+    """Return launchers for some GPUs, torch's current one if none is named; UnsupportedModelError where kernels do not run."""
+    devices = [torch.device("cuda", gpu) for gpu in gpus or [torch.cuda.current_device()]]
+    for device in devices:
+        if torch.cuda.get_device_capability(device) < _OLDEST:
+            raise UnsupportedModelError(f"a GPU as old as {torch.cuda.get_device_name(device)}")
+    torch.cuda.set_device(devices[0])  # where torch captures graphs and records events
+    return [GpuLauncher(device) for device in devices]
+
+
+def open_engine(model: Model, launchers: Sequence[GpuLauncher], n_ctx: int) -> Engine:
+    """Return an engine for a model that is on the only GPU, or is anywhere and is split over several.
+
+    Raises UnsupportedModelError where it cannot be split, or the GPUs cannot work together.
+    """
+    gpu = torch.cuda.get_device_name(launchers[0].device)
+    if len(launchers) == 1:
+        return Engine(model, launchers[0], n_ctx, gpu)
+    devices = [launcher.device for launcher in launchers]
+    reach_each_other(devices)
+    ranks = [Rank(part, launcher) for part, launcher in zip(split(model, devices), launchers, strict=True)]
+    return RankedEngine(ranks, n_ctx, gpu)
 
 
 class EngineBackend(HuggingFaceBackend):
@@ -44,7 +64,11 @@ class EngineBackend(HuggingFaceBackend):
 
         Raises what that raises, and UsageError where the engine was asked for and does not serve.
         """
-        super().__init__(fmt, path, options)
+        check_gpus(options)
+        # What is split is taken apart in the CPU's memory, so that no GPU ever holds more than its part.
+        several = len(options.gpus) > 1
+        super().__init__(fmt, path, replace(options, device="cpu", gpus=()) if several else options)
+        self._device = f"cuda:{options.gpus[0]}" if options.gpus else options.device
         self._engine: Engine | None = None
         self._counted = super().footprint()
         try:
@@ -52,9 +76,10 @@ class EngineBackend(HuggingFaceBackend):
                 raise UnsupportedModelError("a CPU")
             if options.engine == "auto" and self._config.model_type not in _CHOSEN_BY_ITSELF:
                 raise UnsupportedModelError(self._config.model_type)
-            launcher = open_gpu()
+            launchers = open_gpus(options.gpus)
             dtype = torch.bfloat16 if self._model.dtype == torch.bfloat16 else torch.float16
             model = read_modules(self._model, dtype, self.n_ctx)
+            self._engine = open_engine(model, launchers, self.n_ctx)
         except (UnsupportedModelError, KernelError) as error:
             if options.engine == "ggtool":
                 super().close()
@@ -63,7 +88,6 @@ class EngineBackend(HuggingFaceBackend):
                 ) from error
             return
         super().close()  # what is left of the modules
-        self._engine = Engine(model, launcher, self.n_ctx, torch.cuda.get_device_name(launcher.device))
 
     @property
     def engine(self) -> str:
@@ -103,7 +127,7 @@ class EngineBackend(HuggingFaceBackend):
         """Architecture, format and size of the weights."""
         if self._engine is None:
             return super().description
-        n_bytes = self._engine.model.weights_bytes
+        n_bytes = self._engine.weights_bytes
         return f"{self._config.model_type} {self._format.backend}, {n_bytes / 2**20:.1f} MiB"
 
     def footprint(self) -> Footprint:
@@ -112,7 +136,7 @@ class EngineBackend(HuggingFaceBackend):
             return super().footprint()
         counted = self._counted
         return Footprint(
-            weights_bytes=self._engine.model.weights_bytes,
+            weights_bytes=self._engine.weights_bytes,
             n_params=counted.n_params,
             modules_quantized=counted.modules_quantized,
             modules_total=counted.modules_total,

@@ -40,18 +40,23 @@ class Engine:
     @property
     def kv_cache_bytes(self) -> int:
         """Bytes of keys and values of one text."""
-        return self._one[0].cache.nbytes
+        return self._one[0].cache_bytes
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all that is held but caches."""
+        return self.model.weights_bytes
 
     def hidden(self, tokens: Sequence[int]) -> Tensor:
         """Return the final hidden states (len(tokens), n_embd) of one text, its keys and values in the cache."""
         ids = torch.tensor([tokens], device=self.model.device)
         with torch.inference_mode():
-            return prompt_pass.forward(self.model, self._launcher, ids, self._one[0].cache)[0]
+            return self._forward(ids, self._one[0])[0]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return float32 logits of hidden states; MeasureError where one is not finite."""
         with torch.inference_mode():
-            logits = prompt_pass.head_logits(self.model, self._launcher, hidden)
+            logits = self._head_logits(hidden)
             if not bool(logits.isfinite().all()):
                 raise MeasureError(_NOT_FINITE)
             return logits
@@ -95,12 +100,18 @@ class Engine:
         steps, run = self._many
         ids = torch.tensor(prompts, device=self.model.device)
         with torch.inference_mode():
-            hidden = prompt_pass.forward(self.model, self._launcher, ids, steps.cache)
+            hidden = self._forward(ids, steps)
         first = self.head(hidden[:, -1]).argmax(-1)
         del hidden
         yield first.tolist()
         if n_predict > 1:
             yield from self._run_ahead(steps, run, first, ids.shape[1], n_predict - 1)
+
+    def _forward(self, ids: Tensor, steps: Steps) -> Tensor:
+        return prompt_pass.forward(self.model, self._launcher, ids, steps.cache)
+
+    def _head_logits(self, hidden: Tensor) -> Tensor:
+        return prompt_pass.head_logits(self.model, self._launcher, hidden)
 
     def _steps(self, n_texts: int) -> tuple[Steps, Run]:
         steps = Steps(self.model, self._launcher, n_texts, self.n_ctx, self._gpu)
@@ -112,8 +123,7 @@ class Engine:
         n_more = min(n_predict - 1, self.n_ctx - n_prompt)
         if n_more < 1:
             return
-        steps.bias.zero_()
-        steps.bias[banned] = -torch.inf
+        steps.forbid(banned)
         token = torch.tensor([first], device=self.model.device)
         for row in self._run_ahead(steps, run, token, n_prompt, n_more):
             yield row[0]
@@ -121,15 +131,14 @@ class Engine:
     def _sampled(self, first: int, n_prompt: int, sampler: Sampler) -> Iterator[int]:
         """Yield tokens that are drawn on the CPU from each step's logits."""
         steps, run = self._one
-        steps.bias.zero_()
+        steps.forbid([])
         token = first
         yield token
         for position in range(n_prompt, self.n_ctx):
             with torch.inference_mode():
-                steps.tokens.fill_(token)
-                steps.position.fill_(position)
+                steps.begin(torch.tensor([token]), position)
                 run(1, steps.n_runs(position + 1))
-                logits = steps.logits[0].cpu()
+                logits = steps.all_logits()[0]
             if not bool(logits.isfinite().all()):
                 raise MeasureError(_NOT_FINITE)
             token = sampler.choose(logits)
@@ -141,8 +150,7 @@ class Engine:
         """Yield the tokens of `n_more` steps after token `first` at position `n_prompt`, made before they are asked for."""
         is_gpu = self.model.device.type == "cuda"
         with torch.inference_mode():
-            steps.tokens.copy_(first)
-            steps.position.fill_(n_prompt)
+            steps.begin(first, n_prompt)
         under_way: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         at, end = n_prompt, n_prompt + n_more
         while at < end or under_way:

@@ -12,10 +12,11 @@ import torch
 
 from ggtool.backends import Footprint, LoadOptions, Logits, SamplingParams, too_many_positions
 from ggtool.backends.branches import Branches, one_by_one
-from ggtool.backends.engine.backend import open_gpu
+from ggtool.backends.engine.backend import open_engine, open_gpus
 from ggtool.backends.engine.engine import Engine
 from ggtool.backends.engine.model import UnsupportedModelError
 from ggtool.backends.engine.read_gguf import read_gguf
+from ggtool.backends.huggingface.backend import check_gpus
 from ggtool.backends.llama_cpp.vocab import open_vocabulary
 from ggtool.backends.sampling import check_sampling
 from ggtool.backends.text_backend import StopReason
@@ -35,6 +36,7 @@ class GgufEngineBackend:
         """Load the file. Raises ArtifactError when it cannot be used, UsageError when the engine does not run it."""
         if options.device != "cuda" or not torch.cuda.is_available():
             raise UsageError(f"ggtool's engine runs GGUF files on a GPU. {NO_CUDA}")
+        check_gpus(options)
         self._artifact = open_artifact(path)
         self.stop_reason: StopReason | None = None
         header = self._artifact.header
@@ -47,13 +49,14 @@ class GgufEngineBackend:
         with ExitStack() as stack:
             self.vocabulary = stack.enter_context(open_vocabulary(path))
             try:
-                launcher = open_gpu()
-                model = read_gguf(self._artifact, launcher.device, self.n_ctx)
+                launchers = open_gpus(options.gpus)
+                # What is split is taken apart in the CPU's memory.
+                where = launchers[0].device if len(launchers) == 1 else torch.device("cpu")
+                model = read_gguf(self._artifact, where, self.n_ctx)
+                self._engine: Engine | None = open_engine(model, launchers, self.n_ctx)
             except (UnsupportedModelError, KernelError) as error:
                 raise UsageError(f"ggtool's engine does not run {path.name}: {error}.") from error
             self.n_vocab = model.n_vocab
-            name = torch.cuda.get_device_name(launcher.device)
-            self._engine: Engine | None = Engine(model, launcher, self.n_ctx, name)
             self._cleanup = stack.pop_all()
 
     @property
@@ -99,7 +102,7 @@ class GgufEngineBackend:
     @property
     def description(self) -> str:
         """Architecture, type and size of the weights."""
-        n_bytes = self._opened.model.weights_bytes
+        n_bytes = self._opened.weights_bytes
         return f"{self._artifact.header.architecture} {self._artifact.format}, {n_bytes / 2**20:.1f} MiB"
 
     def reset(self) -> None:
@@ -108,7 +111,7 @@ class GgufEngineBackend:
     def footprint(self) -> Footprint:
         """Count the bytes that are held; parameters and modules are the file's."""
         quantized, total = self._artifact.modules()
-        return Footprint(self._opened.model.weights_bytes, self._artifact.n_params, quantized, total)
+        return Footprint(self._opened.weights_bytes, self._artifact.n_params, quantized, total)
 
     def kv_cache_bytes(self) -> int:
         """Return the bytes of keys and values of n_ctx tokens in all layers."""

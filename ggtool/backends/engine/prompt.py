@@ -23,17 +23,27 @@ def forward(model: Model, launcher: Launcher, ids: Tensor, cache: Tensor) -> Ten
 
     ids: (texts, length), from position 0 on. cache: (layers, 2, texts, n_kv_heads, n_ctx, head_dim), which is filled.
     """
-    n_texts = len(ids)
-    x = _embed(model, launcher, ids)
+    x = embed(model, launcher, ids)
+    if model.positions is not None:
+        x += model.positions[: ids.shape[1]]
     for layer, layer_cache in zip(model.layers, cache, strict=True):
-        normed = _normalize(x, layer.attention_norm, model.dtype)
-        projected = _project(launcher, layer.projected, normed)
-        attended = _attend(model.heads, layer, projected, layer_cache[:, :n_texts])
-        x += _project(launcher, layer.output, attended.to(model.dtype))
-        normed = _normalize(x, layer.feed_forward_norm, model.dtype)
-        up = _project(launcher, layer.up, normed)
-        x += _project(launcher, layer.down, _activate(up, is_gated=model.is_gated))
-    return _normalize(x, model.final_norm, model.dtype)
+        x += attended(model, launcher, layer, x, layer_cache)
+        x += fed_forward(model, launcher, layer, x)
+    return normalize(x, model.final_norm, model.dtype)
+
+
+def attended(model: Model, launcher: Launcher, layer: Layer, x: Tensor, cache: Tensor) -> Tensor:
+    """Return what a layer's attention adds to x (texts, length, n_embd); its keys and values go into `cache`."""
+    normed = normalize(x, layer.attention_norm, model.dtype)
+    projected = _project(launcher, layer.projected, normed)
+    sums = _attend(model.heads, layer, projected, cache[:, : len(x)])
+    return _project(launcher, layer.output, sums.to(model.dtype))
+
+
+def fed_forward(model: Model, launcher: Launcher, layer: Layer, x: Tensor) -> Tensor:
+    """Return what a layer's feed-forward part adds to x (texts, length, n_embd)."""
+    up = _project(launcher, layer.up, normalize(x, layer.feed_forward_norm, model.dtype))
+    return _project(launcher, layer.down, _activate(up, is_gated=model.is_gated))
 
 
 def head_logits(model: Model, launcher: Launcher, hidden: Tensor) -> Tensor:
@@ -47,7 +57,8 @@ def head_logits(model: Model, launcher: Launcher, hidden: Tensor) -> Tensor:
     return logits.view(*hidden.shape[:-1], model.n_vocab)
 
 
-def _embed(model: Model, launcher: Launcher, ids: Tensor) -> Tensor:
+def embed(model: Model, launcher: Launcher, ids: Tensor) -> Tensor:
+    """Return the table's rows of ids (texts, length) in float32, without positions."""
     table = model.table
     flat = ids.reshape(-1)
     rows = DeviceMatrix(
@@ -58,8 +69,7 @@ def _embed(model: Model, launcher: Launcher, ids: Tensor) -> Tensor:
         None if table.row_scales is None else table.row_scales[flat],
         table.values,
     )
-    x = _widened(launcher, rows, model.dtype, 0, len(flat)).float().view(*ids.shape, -1)
-    return x if model.positions is None else x + model.positions[: ids.shape[1]]
+    return _widened(launcher, rows, model.dtype, 0, len(flat)).float().view(*ids.shape, -1)
 
 
 def _widened(launcher: Launcher, w: DeviceMatrix, dtype: torch.dtype, first: int, end: int) -> Tensor:
@@ -83,7 +93,8 @@ def _project(launcher: Launcher, projection: Projection, x: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _normalize(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+def normalize(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+    """Return norm(x) in `dtype`."""
     assert norm.weight is not None
     shape = (x.shape[-1],)
     if norm.kind == "layer":

@@ -6,7 +6,7 @@ attention cuts the context into. A graph of many steps has no pauses between the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +59,11 @@ class Steps:
             n_slots = max(matrix.n_slots for matrix in model.matrices())
             self.rows = torch.zeros(MAX_TEXTS * n_slots, dtype=model.dtype, device=device)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.cache.nbytes
+
     def n_runs(self, n_positions: int) -> int:
         """Return how many runs to cut so many positions into: a power of two."""
         n_processors = self._launcher.n_processors
@@ -70,6 +75,20 @@ class Steps:
         ):
             runs *= 2
         return runs
+
+    def begin(self, tokens: Tensor, position: int) -> None:
+        """Set the tokens (texts,) that the next step reads, and their position."""
+        self.tokens.copy_(tokens)
+        self.position.fill_(position)
+
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """Set the tokens that may not be chosen."""
+        self.bias.zero_()
+        self.bias[list(tokens)] = -torch.inf
+
+    def all_logits(self) -> Tensor:
+        """Return the last step's logits, float32 (texts, n_vocab) on the CPU, after waiting for them."""
+        return self.logits.cpu()
 
     def launch(self, n_runs: int) -> None:
         """Start all kernels of one step."""
@@ -84,16 +103,24 @@ class Steps:
         decode.choose(launcher, best, n_blocks, self.tokens, self.made, self.position)
 
     def _layer(self, layer: Layer, cache: Tensor, n_runs: int) -> None:
+        self._attend(layer, cache, n_runs)
+        self._multiply(layer.output, self.attended, self.x, Norm(), "add")
+        self._activate(layer)
+        self._multiply(layer.down, self.hidden, self.x, Norm(), "add")
+
+    def _attend(self, layer: Layer, cache: Tensor, n_runs: int) -> None:
+        """Start what makes `attended` of x."""
         self._multiply(layer.projected, self.x, self.projected, layer.attention_norm, "store")
         decode.attention(
             self._launcher, self.model.heads, self.projected, cache, self.attended, self.runs, self.counters,
             self.position, n_runs,
             query_norm=layer.query_norm, key_norm=layer.key_norm, epsilon=layer.attention_norm.epsilon,
         )  # fmt: skip
-        self._multiply(layer.output, self.attended, self.x, Norm(), "add")
+
+    def _activate(self, layer: Layer) -> None:
+        """Start what makes `hidden` of x."""
         activation: Epilogue = "swiglu" if self.model.is_gated else "gelu"
         self._multiply(layer.up, self.x, self.hidden, layer.feed_forward_norm, activation)
-        self._multiply(layer.down, self.hidden, self.x, Norm(), "add")
 
     def _multiply(self, projection: Projection, x: Tensor, y: Tensor, norm: Norm, epilogue: Epilogue) -> int:
         """Start the products of a projection; return the blocks of the last one."""

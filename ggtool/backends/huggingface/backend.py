@@ -75,6 +75,16 @@ def runtime_versions() -> dict[str, str]:
     return versions
 
 
+def check_gpus(options: LoadOptions) -> None:
+    """Raise UsageError where the GPUs that are asked for are not there."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(NO_CUDA)
+    if options.gpus and max(options.gpus) >= torch.cuda.device_count():
+        raise UsageError(
+            f"there is no GPU {max(options.gpus)} here: {torch.cuda.device_count()} are visible, numbered from 0."
+        )
+
+
 class HuggingFaceBackend:
     """A checkpoint folder loaded by torch; see `ggtool.backends.Backend` for the protocol.
 
@@ -91,12 +101,7 @@ class HuggingFaceBackend:
         Raises SourceError when it cannot be loaded, UsageError when the device or the context asked for
         is not available, MeasureError when a quantizer quantized nothing.
         """
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError(NO_CUDA)
-        if options.gpus and max(options.gpus) >= torch.cuda.device_count():
-            raise UsageError(
-                f"there is no GPU {max(options.gpus)} here: {torch.cuda.device_count()} are visible, numbered from 0."
-            )
+        check_gpus(options)
         torch.set_num_threads(options.threads)
         self._folder = path
         self._device = f"cuda:{options.gpus[0]}" if options.gpus else options.device

@@ -61,7 +61,7 @@ class LlamaCppBackend:
         self.is_given_up: Callable[[], bool] = lambda: False
         self._cpus = FreeCpus(options.threads) if options.shares and options.device == "cpu" else None
         with ExitStack() as stack:
-            self._model = open_model(self._artifact, device=options.device)
+            self._model = open_model(self._artifact, device=options.device, gpus=options.gpus)
             stack.callback(lib.llama_model_free, self._model)
             self.vocabulary = Vocabulary(self._model)
             self.n_vocab = self.vocabulary.n_tokens

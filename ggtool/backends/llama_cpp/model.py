@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,21 @@ from ggtool.gguf.model import Artifact
 # An opaque pointer of the C library: llama_model *, llama_context *, llama_vocab *, llama_sampler *.
 Pointer = Any
 
+_GPU_DEVICE = 1  # GGML_BACKEND_DEVICE_TYPE_GPU of ggml-backend.h
 _backend_started = False
 
 
 def open_model(
-    artifact: Artifact, *, device: str = "cpu", vocab_only: bool = False, extra_buffers: bool | None = None
+    artifact: Artifact,
+    *,
+    device: str = "cpu",
+    gpus: Sequence[int] = (),
+    vocab_only: bool = False,
+    extra_buffers: bool | None = None,
 ) -> Pointer:
     """Load a model, all layers on the GPU for device "cuda"; free it with llama_model_free.
 
+    gpus: those that hold it, by number, several of them whole layers in turn; () leaves that to llama.cpp, which takes all.
     extra_buffers: whether weights may be laid out anew for the CPU's instructions; None: where the self-test passed so.
     Raises ArtifactError with llama.cpp's reason, UsageError when the library has no GPU to offer, CrashError when its
     products fail the self-test.
@@ -42,6 +50,7 @@ def open_model(
     _start_backend()
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only
+    placed = place_on(params, gpus, count_gpus()) if gpus else None  # kept until the model is loaded
     if device == "cpu":
         # An empty device list, and not only n_gpu_layers = 0, keeps a GPU build from helping with products.
         no_devices = (ctypes.c_void_p * 1)(None)
@@ -51,9 +60,43 @@ def open_model(
             params.use_extra_bufts = _extra_buffers() if extra_buffers is None else extra_buffers
     llama_log.forget()
     model = lib.llama_model_load_from_file(os.fsencode(artifact.path), params)
+    del placed
     if not model:
         raise ArtifactError(_refusal(artifact.path, llama_log.first_error()))
     return model
+
+
+def place_on(params: Any, gpus: Sequence[int], n_gpus: int) -> Any:
+    """Have a model's layers on some GPUs of `n_gpus`, as many on each; return what must live until it is loaded.
+
+    UsageError for a GPU that is not there, which llama.cpp would pass over.
+    """
+    if gpus and max(gpus) >= n_gpus:
+        raise UsageError(
+            f"there is no GPU {max(gpus)} here: llama.cpp sees {n_gpus}, numbered from 0."
+        )
+    most = lib.llama_max_devices()
+    shares = (ctypes.c_float * most)(*(float(number in gpus) for number in range(most)))
+    if len(gpus) == 1:
+        params.split_mode, params.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, gpus[0]
+    elif gpus:
+        params.split_mode = lib.LLAMA_SPLIT_MODE_LAYER
+        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+    return shares
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that the installed library can use."""
+    _start_backend()
+    ggml = lib._lib  # libllama links ggml's devices, which the Python package does not name
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    numbers = range(ggml.ggml_backend_dev_count())
+    return sum(
+        ggml.ggml_backend_dev_type(ggml.ggml_backend_dev_get(number)) == _GPU_DEVICE for number in numbers
+    )
 
 
 def describe_model(model: Pointer, n_params: int) -> str:

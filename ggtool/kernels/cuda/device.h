@@ -79,6 +79,18 @@ __device__ __forceinline__ Quad load_fresh(const Quad* from) {
   return r;
 }
 
+// Into another GPU's memory, and from where another GPU writes: eight bytes of the sixteen are seen together.
+__device__ __forceinline__ void store_far(Quad* to, const Quad& what) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};"
+               :: "l"(to), "r"(what.v[0]), "r"(what.v[1]), "r"(what.v[2]), "r"(what.v[3]) : "memory");
+}
+__device__ __forceinline__ Quad load_volatile(const Quad* from) {
+  Quad r;
+  asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r.v[0]), "=r"(r.v[1]), "=r"(r.v[2]), "=r"(r.v[3]) : "l"(from) : "memory");
+  return r;
+}
+
 // Shared memory by its address, to which the compiler would add more than one instruction.
 typedef u32 SharedAddress;
 __device__ __forceinline__ SharedAddress shared_address(const void* at) {

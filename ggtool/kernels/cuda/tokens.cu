@@ -2,6 +2,7 @@
 //
 // Constants: FORMAT of the table (embed) or of the product that follows (prepare); NORM, THREADS and UNITS of prepare.
 #include "activations.h"
+#include "choice.h"
 
 using Format = FORMAT;
 
@@ -12,9 +13,11 @@ struct Embedding {
   const int* tokens;       // (n_texts,)
   const int* position;
   float* x;                // (n_texts, n_columns)
+  int first_row;           // the token that row 0 of w belongs to
 };
 
-// Block (i, text): the segments from i * blockDim on of a text's token.
+// Block (i, text): the segments from i * blockDim on of a text's token; zeros, where w is a part of the table, for one of
+// another part.
 extern "C" __global__ void embed(const __grid_constant__ Embedding p) {
   __shared__ u32 table[Format::kTable ? kTableWords : 1];
   if (Format::kTable) fill_table(table, p.w.values);
@@ -23,9 +26,11 @@ extern "C" __global__ void embed(const __grid_constant__ Embedding p) {
   sync_block();
   const int segment = blockIdx.x * blockDim.x + thread(), text = blockIdx.y;
   if (segment >= segments<Format>(p.w.n_columns)) return;
-  const int token = load_fresh(p.tokens + text);
+  const int row = load_fresh(p.tokens + text) - p.first_row;
+  const bool is_here = row >= 0 && row < p.w.n_rows;
+  const int token = is_here ? row : 0;
   const float* place = p.positions ? p.positions + static_cast<i64>(load_fresh(p.position)) * p.w.n_columns : nullptr;
-  const float scale = Format::kRowScale ? p.row_scales[token] : 1.0f;
+  const float scale = !is_here ? 0.0f : Format::kRowScale ? p.row_scales[token] : 1.0f;
   typename Format::Raw raw;
   float weights[Format::kSegment];
   Format::load(raw, p.w, token, segment);
@@ -92,26 +97,16 @@ struct Choice {
   int n_blocks, n_texts;
 };
 
-// One block: the likeliest token of each text, the first of equals.
+// One block: the likeliest token of each text, the first of equals; -1 in `made` where there is none.
 extern "C" __global__ void choose(const __grid_constant__ Choice p) {
-  __shared__ float values[kWarp];
-  __shared__ int indices[kWarp];
+  __shared__ ChoiceRoom room;
   wait_for_kernel_before();
   let_next_kernel_in();
   const int position = load_fresh(p.position);
   for (int text = 0; text < p.n_texts; ++text) {
-    Best best{kLowest, 0x7fffffff};
-#pragma unroll 4
-    for (int i = thread(); i < p.n_blocks; i += blockDim.x)
-      best.meet(load_fresh(p.best_values + text * p.n_blocks + i), load_fresh(p.best_indices + text * p.n_blocks + i));
-    best = best_of_warp(best);
-    sync_block();
-    if (lane() == 0) values[warp()] = best.value, indices[warp()] = best.index;
-    sync_block();
+    const Best best = best_of_block(p.best_values + text * p.n_blocks, p.best_indices + text * p.n_blocks, p.n_blocks, room);
     if (thread() == 0) {
-      for (int i = 1; i < static_cast<int>(blockDim.x) / kWarp; ++i) best.meet(values[i], indices[i]);
-      // Where nothing is a number, or one is infinite, there is no likeliest token: -1, and what follows is of no use.
-      const bool is_finite = best.index != 0x7fffffff && best.value <= -kLowest;
+      const bool is_finite = is_a_choice(best);
       p.tokens[text] = is_finite ? best.index : 0;
       p.made[static_cast<i64>(position) * p.n_texts + text] = is_finite ? best.index : -1;
     }

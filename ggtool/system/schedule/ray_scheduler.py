@@ -38,12 +38,20 @@ _BACKPRESSURE = 8
 
 @dataclass
 class _Running:
-    """A work on a node: Ray's stream of its events, and the files that it is handing over."""
+    """A work on a node: Ray's stream of its events, the files that it is handing over, and the works that ran beside it."""
 
     waiting: Waiting
     node: Node
     stream: Any
     incoming: dict[Path, Path] = field(default_factory=dict)
+    beside: dict[str, None] = field(default_factory=dict)
+
+    def join(self, others: Sequence[_Running]) -> None:
+        """Take note, on both sides, of the works that run on the same node."""
+        for other in others:
+            if other.node.id == self.node.id:
+                self.beside[other.waiting.work.label] = None
+                other.beside[self.waiting.work.label] = None
 
     def discard(self) -> None:
         """Remove what was handed over in part."""
@@ -167,7 +175,9 @@ class RayScheduler:
                         waiting.give_up(str(error))
                         continue
                     held.remove(waiting)
-                    running.append(_Running(waiting, node, stream))
+                    started = _Running(waiting, node, stream)
+                    started.join(running)
+                    running.append(started)
                     holds.setdefault(node.id, set()).update(waiting.work.files)
                     busy = _by_node(running)
                     watch.running(waiting.work, node, "starting", 0, 1)
@@ -288,7 +298,9 @@ class RayScheduler:
             one.waiting.fail(one.node, event[1])
             return str(event[1])
         elif kind == "result":
-            return Done(one.waiting.work, one.node, event[1], started_s=event[2], ended_s=event[3])
+            return Done(
+                one.waiting.work, one.node, event[1], started_s=event[2], ended_s=event[3], beside=tuple(one.beside)
+            )
         return None
 
     @contextmanager

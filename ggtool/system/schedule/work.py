@@ -73,7 +73,8 @@ class Node:
 class Done:
     """The end of a work: its result, or the reason why it failed on every node that it was tried on.
 
-    started_s, ended_s: seconds since 1970 by the clock of `node`, the last one that it ran on.
+    started_s, ended_s: seconds since 1970 by the clock of `node`, the last one that it ran on. beside: labels of the works that ran
+    there for some of that time.
     """
 
     work: Work
@@ -82,6 +83,7 @@ class Done:
     failure: str = ""
     started_s: float = 0.0
     ended_s: float = 0.0
+    beside: tuple[str, ...] = ()
 
 
 class Watch(Protocol):
