@@ -47,7 +47,8 @@ class SamplingParams:
 class LoadOptions:
     """Where and how to open a model.
 
-    gpus: for device "cuda" the GPUs by number, several to have a torch model's blocks on them in turn; () is the first.
+    gpus: for device "cuda" the GPUs by number, several to have a model's blocks on them in turn, or with engine "ggtool" a part
+    of every matrix on each; () is the first.
     n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
     shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp).
     components: which matrices a from-scratch format quantizes, by the grammar of

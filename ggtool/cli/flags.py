@@ -35,7 +35,10 @@ TrustRemoteCode = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 takes all there are.")]
-DEVICES_HELP = "auto, cpu, cuda, or GPUs by number: cuda:0,1 has a model's blocks on several in turn."
+DEVICES_HELP = (
+    "auto, cpu, cuda, or GPUs by number: cuda:0,1 has a model's blocks on several in turn, or with "
+    "--engine ggtool a part of every matrix on each."
+)
 DeviceOption = Annotated[Device, typer.Option("--device", case_sensitive=False, help="Where to run.")]
 EngineOption = Annotated[
     Engine,

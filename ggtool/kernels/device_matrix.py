@@ -140,7 +140,11 @@ class DeviceMatrix:
 
         def cut(tensor: Tensor | None) -> Tensor | None:
             per_unit = 0 if tensor is None else tensor.shape[1] * unit // n_columns
-            return None if tensor is None else tensor[:, first // unit * per_unit : end // unit * per_unit].clone()
+            return (
+                None
+                if tensor is None
+                else tensor[:, first // unit * per_unit : end // unit * per_unit].clone()
+            )
 
         codes = cut(self.codes)
         assert codes is not None
@@ -292,6 +296,6 @@ def _whole_segments(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
+    if one is None or other is None or one is other:
         return one is other
     return torch.equal(one, other)

@@ -63,9 +63,7 @@ def exchange_sum(
     """Write the sum of all ranks' `own`, or add it to `y`: float32 tensors of `box.n_words` numbers; every rank gets the same."""
     types = _structures(box.n_ranks)
     arguments = types.sum_(_mailbox(box, types), own.data_ptr(), y.data_ptr(), box.n_words, int(is_added))
-    launcher.launch(
-        _name("exchange_sum", box, phase), (len(box.numbers), 1, 1), _N_THREADS, 0, arguments
-    )
+    launcher.launch(_name("exchange_sum", box, phase), (len(box.numbers), 1, 1), _N_THREADS, 0, arguments)
 
 
 def choose_together(

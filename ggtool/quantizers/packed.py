@@ -32,10 +32,12 @@ def load_packed(
     device: Device,
     components: str = ALL,
     progress: Progress = lambda done, total: None,
+    quantize_on: str | None = None,
 ) -> PreTrainedModel:
     """Return the model of `folder` with the matrices that `components` names quantized, the rest float32.
 
     The token table and the output head are quantized as `quantizer.for_tables` does. progress: matrices done, of all.
+    quantize_on: where matrices are quantized one by one, if not on `device`.
 
     Raises SourceError when the checkpoint does not fit its config or holds a weight that is not finite.
     """
@@ -43,7 +45,7 @@ def load_packed(
     model = skeleton(folder)
     tensors = match_tensors(folder, model)
     matrices = select(find_matrices(model), components)
-    pack_matrices(model, matrices, tensors, quantizer, device, progress)
+    pack_matrices(model, matrices, tensors, quantizer, quantize_on or device, progress, keep_on=device)
     fill(model, tensors, device)
     return model.to(device)  # moves the buffers; everything else is on the device already
 
@@ -53,15 +55,16 @@ def pack_matrices(
     matrices: Sequence[Matrix],
     tensors: dict[str, LazyTensor],
     quantizer: Quantizer,
-    device: Device,
+    device: str,
     progress: Progress = lambda done, total: None,
+    keep_on: Device | None = None,
 ) -> None:
-    """Replace `matrices` of a skeleton by packed ones, taking their weights out of `tensors`."""
+    """Replace `matrices` of a skeleton by packed ones, made on `device`, taking their weights out of `tensors`."""
     tables = {model.get_input_embeddings(), model.get_output_embeddings()}
     for done, matrix in enumerate(matrices):
         progress(done, len(matrices))
         chosen = quantizer.for_tables if any(module in tables for module in matrix.modules) else quantizer
-        pack_matrix(model, matrix, tensors, chosen, device)
+        pack_matrix(model, matrix, tensors, chosen, device, keep_on)
 
 
 def pack_matrix(
@@ -69,14 +72,19 @@ def pack_matrix(
     matrix: Matrix,
     tensors: dict[str, LazyTensor],
     quantizer: Quantizer,
-    device: Device,
+    device: str,
+    keep_on: Device | None = None,
 ) -> None:
-    """Replace one matrix of a skeleton by a packed one, taking its weights out of `tensors`."""
+    """Replace one matrix of a skeleton by a packed one, taking its weights out of `tensors`.
+
+    device: where it is quantized; keep_on: where it is kept, if elsewhere.
+    """
     # named_modules and named_parameters iterate in the same order, so first names agree.
     weight = _read(tensors.pop(f"{matrix.names[0]}.weight"), device)
     if isinstance(matrix.modules[0], Conv1D):
         weight = weight.t().contiguous()  # Conv1D keeps (in_features, out_features)
-    install(model, matrix, PackedMatrix(quantizer, quantizer.quantize(weight)))
+    packed = PackedMatrix(quantizer, quantizer.quantize(weight))
+    install(model, matrix, packed if keep_on is None else packed.to(keep_on))
 
 
 def install(model: nn.Module, matrix: Matrix, packed: PackedMatrix) -> None:
@@ -101,7 +109,7 @@ def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], device: Device) ->
             setattr(module, leaf, value)
 
 
-def _read(tensor: LazyTensor, device: Device) -> Tensor:
+def _read(tensor: LazyTensor, device: str) -> Tensor:
     """Return a float32 copy of `tensor` on `device`; SourceError if a weight is not finite."""
     array = tensor.float32()
     if not array.flags.writeable:

@@ -1,7 +1,7 @@
 """Find the fastest shape of every product of some models on this GPU, for ggtool/backends/engine/shapes.json.
 
     python scripts/bench/gpu_shapes.py [--models gpt2-124m,gpt2-xl,llama-1b,llama-8b] [--formats fp16,int8,iq4]
-        [--texts one,many] [--seconds 300] [--out shapes.json]
+        [--texts one,many] [--ranks 1,2] [--seconds 300] [--out shapes.json]
 
 A shape's time is the median of chains of launches in one CUDA graph, each launch on other weights, 192 MB of them at
 least, so that they come from memory as in a model. Kernels are compiled in as many processes as there are cores. What
@@ -11,12 +11,13 @@ OUT holds is not measured again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
@@ -118,14 +119,14 @@ class Task:
 
 
 def tasks(
-    models: list[str], formats: list[str], texts: list[str]
+    models: list[str], formats: list[str], texts: list[str], ranks: list[int]
 ) -> list[tuple[str, int, int, str, bool, bool]]:
     """Return (layout, rows, columns, epilogue, is_batched, is_gated_model) of every product, each kind once."""
     found: dict[tuple[object, ...], tuple[str, int, int, str, bool, bool]] = {}
     for text in texts:
         for name in formats:
-            for model in models:
-                sizes = SIZES[model]
+            for model, n_ranks in itertools.product(models, ranks):
+                sizes = replace(SIZES[model], n_ranks=n_ranks)
                 for product, rows, columns, epilogue in sizes.products():
                     for layer in range(sizes.n_layers):
                         layout = layout_of(sizes, name, product, layer)
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(SIZES))
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--texts", default="one,many")
+    parser.add_argument("--ranks", default="1", help="GPUs that hold a model together")
     parser.add_argument("--seconds", type=float, default=300.0, help="stop with what was found by then")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -150,7 +152,12 @@ def main() -> None:
     found: dict[str, dict[str, list[int]]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     known = found.setdefault(gpu, {})
     log = args.out.with_suffix(".tsv").open("a")
-    wanted = tasks(args.models.split(","), args.formats.split(","), args.texts.split(","))
+    wanted = tasks(
+        args.models.split(","),
+        args.formats.split(","),
+        args.texts.split(","),
+        [int(n) for n in args.ranks.split(",")],
+    )
     with Compilers(arch) as compilers:
         made = [
             Task(layout, rows, columns, epilogue, is_batched=is_batched, is_gated_model=is_gated_model)

@@ -15,7 +15,7 @@ from ggtool.quantizers.tables import IQ4_VALUES
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a decoder is made of."""
+    """What a decoder is made of; products are those of one of `n_ranks` GPUs that hold it together."""
 
     name: str
     n_layers: int
@@ -25,6 +25,7 @@ class Sizes:
     n_ff: int
     n_vocab: int
     is_gated: bool
+    n_ranks: int = 1
 
     @property
     def head_dim(self) -> int:
@@ -33,15 +34,16 @@ class Sizes:
 
     def products(self) -> Iterator[tuple[str, int, int, str]]:
         """Yield (name, rows, columns, epilogue) of each product of a layer, and of the head."""
-        n_projected = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        n_heads, n_kv_heads, n_ff = (n // self.n_ranks for n in (self.n_heads, self.n_kv_heads, self.n_ff))
+        n_projected = (n_heads + 2 * n_kv_heads) * self.head_dim
         yield "projected", n_projected, self.n_embd, "store"
-        yield "output", self.n_embd, self.n_embd, "add"
+        yield "output", self.n_embd, n_heads * self.head_dim, "add"
         if self.is_gated:
-            yield "up", 2 * self.n_ff, self.n_embd, "swiglu"
+            yield "up", 2 * n_ff, self.n_embd, "swiglu"
         else:
-            yield "up", self.n_ff, self.n_embd, "gelu"
-        yield "down", self.n_embd, self.n_ff, "add"
-        yield "head", self.n_vocab, self.n_embd, "logits"
+            yield "up", n_ff, self.n_embd, "gelu"
+        yield "down", self.n_embd, n_ff, "add"
+        yield "head", self.n_vocab // self.n_ranks, self.n_embd, "logits"
 
 
 SIZES = {

@@ -11,7 +11,7 @@ import tiny_gguf
 
 from ggtool.backends import LoadOptions, SamplingParams
 from ggtool.backends.llama_cpp.backend import LlamaCppBackend, runtime_versions, tokenize_with
-from ggtool.backends.llama_cpp.model import gpu_offload
+from ggtool.backends.llama_cpp.model import count_gpus, gpu_offload, place_on
 from ggtool.backends.llama_cpp.vocab import TokenDecoder
 from ggtool.errors import ArtifactError, MeasureError, UsageError
 from ggtool.gguf.model import open_artifact
@@ -414,3 +414,18 @@ def test_versions_name_the_llama_cpp_that_runs() -> None:
     assert versions["llama_cpp_python"].startswith("0.3.")
     assert re.fullmatch(r"[0-9a-f]{7,40}", versions["llama_cpp_commit"])
     assert "CPU" in versions["llama_cpp_features"]
+
+
+def test_layers_go_to_the_gpus_that_are_named() -> None:
+    def placed(gpus: tuple[int, ...]):
+        params = lib.llama_model_default_params()
+        held = place_on(params, gpus, n_gpus=3)
+        shares = [params.tensor_split[number] for number in range(3)] if params.tensor_split else []
+        assert len(held) == lib.llama_max_devices()
+        return params.split_mode, params.main_gpu, shares
+
+    assert placed((1,)) == (lib.LLAMA_SPLIT_MODE_NONE, 1, [])
+    assert placed((0, 2)) == (lib.LLAMA_SPLIT_MODE_LAYER, 0, [1.0, 0.0, 1.0])
+    with pytest.raises(UsageError, match=r"no GPU 3 here: llama\.cpp sees 3"):
+        placed((1, 3))
+    assert count_gpus() == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from in_process import measured_here
 from tiny_models import TEXT
 
 from ggtool.errors import UsageError
-from ggtool.evaluation.evaluate import evaluate
-from ggtool.evaluation.plan import plan
+from ggtool.evaluation.evaluate import evaluate, here, measure_rows
+from ggtool.evaluation.plan import Plan, plan
 from ggtool.evaluation.request import EvalRequest
-from ggtool.results.records import EvalRecord
+from ggtool.results.records import BESIDE, EvalRecord
+from ggtool.system.schedule.work import Done, Silent, Watch, Work
 
 FORMATS = ("hf-fp32", "scratch-int8", "bnb-nf4", "gguf-f32", "gguf-q4_0")
 
@@ -115,6 +117,25 @@ def test_a_record_says_what_made_it(records: dict[str, EvalRecord]) -> None:
     assert {"llama_cpp_commit", "llama_cpp_python"} <= set(records["gguf-f32"].environment)
     for record in records.values():
         json.dumps(asdict(record), allow_nan=False)
+
+
+class InCompany:
+    """This machine's scheduler, as if something had run on another GPU beside each work."""
+
+    def __init__(self, what: Plan) -> None:
+        self._here = here(what)
+        self.nodes = self._here.nodes
+
+    def run(self, works: Sequence[Work], watch: Watch) -> Iterator[Done]:
+        for done in self._here.run(works, watch):
+            yield replace(done, beside=(f"beside {done.work.label}",))
+
+
+def test_a_record_says_what_ran_beside_its_timing(request_: EvalRequest) -> None:
+    what = plan(replace(request_, backends=["hf-fp32"], repetitions=1), ignore, ignore)
+    with measured_here():
+        record = [one.record for one in measure_rows(what, InCompany(what), Silent())][-1]
+    assert record.environment[BESIDE] == "beside hf-fp32: speed"
 
 
 def test_a_gguf_path_alone_brings_its_own_tokenizer(

@@ -135,6 +135,9 @@ def test_timings_are_alone_on_their_node_and_quality_rows_share_one(nodes: RayNo
             shared.append((a.work.label, b.work.label))
     assert shared, "six CPUs and four quality rows: some node has two"
     assert not [pair for pair in shared if any("quality" not in label for label in pair)]
+    beside = {done.work.label: done.beside for done in spans.ends}
+    assert all(a in beside[b] and b in beside[a] for a, b in shared)
+    assert not any(names for label, names in beside.items() if "quality" not in label)
 
 
 def test_a_killed_worker_and_a_killed_node_change_nothing(nodes: RayNodes) -> None:

@@ -46,8 +46,19 @@ def test_a_quality_row_takes_its_threads_or_a_part_of_a_gpu(what: Plan) -> None:
     assert (small.cpus, small.gpus) == (2, 0.25)  # of the eight CPUs that belong to a GPU of node a
     large = needs_of(cuda, job(what), alone=False, kind="k", nodes=gpu_nodes(what, 1))
     assert (large.cpus, large.gpus) == (6, 0.75)
+
+
+def test_a_timing_has_a_gpu_to_itself_and_the_node_where_there_is_no_other(what: Plan) -> None:
+    cuda = replace(what, device="cuda")
+    nodes = gpu_nodes(what, 8)
     timed = needs_of(cuda, job(what), alone=True, kind="k", nodes=nodes)
+    assert (timed.gpus, timed.alone, timed.kind) == (1.0, False, "k")
+    single = [replace(node, gpus=min(node.gpus, 1)) for node in nodes]
+    timed = needs_of(cuda, job(what), alone=True, kind="k", nodes=single)
     assert (timed.gpus, timed.alone, timed.kind) == (1.0, True, "k")
+    both = replace(cuda, request=replace(what.request, gpus=(0, 1)))
+    assert needs_of(both, job(what), alone=True, kind="k", nodes=nodes).alone
+    assert needs_of(what, job(what), alone=True, kind="k", nodes=nodes).alone
 
 
 def test_a_row_takes_as_many_gpus_as_its_blocks_lie_on(what: Plan) -> None:

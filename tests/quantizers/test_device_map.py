@@ -1,5 +1,7 @@
 """A model's blocks over several devices: who holds what, and that nothing changes on the way. On CPUs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -9,7 +11,6 @@ from ggtool.backends import LoadOptions, runtime_of
 from ggtool.backends.device import parse_device
 from ggtool.errors import UsageError
 from ggtool.evaluation.experiment import request_from
-from ggtool.evaluation.plan import plan
 from ggtool.formats import find_backend
 from ggtool.quantizers import load_attribute
 from ggtool.quantizers.device_map import device_map, spread_over
@@ -105,10 +106,21 @@ def test_what_device_says() -> None:
             parse_device(wrong)
 
 
-def test_several_gpus_are_for_torch_and_its_own_loop(tiny_gpt2) -> None:
+def test_several_gpus_by_transformers_and_llama_cpp_or_the_engine(tiny_gpt2) -> None:
     options = LoadOptions(64, 1, "cuda", gpus=(0, 1))
     assert "HuggingFaceBackend" in runtime_of(find_backend("hf-fp16"), options)
+    assert ":EngineBackend" in runtime_of(find_backend("hf-fp16"), replace(options, engine="ggtool"))
+    assert "LlamaCppBackend" in runtime_of(find_backend("gguf-q4_0"), options)
     request = request_from({"backends": ["gguf-q4_0"], "model": str(tiny_gpt2), "device": "cuda:0,1"}, {})
     assert (request.device, request.gpus) == ("cuda", (0, 1))
-    with pytest.raises(UsageError, match="GPUs by number are for"):
-        plan(request, print, print)
+
+
+def test_matrices_may_be_quantized_elsewhere_than_kept(tiny_gpt2) -> None:
+    """The meta device stands for another GPU: what is made there has no numbers."""
+    quantizer = load_attribute(find_backend("scratch-int8").quantizer)()
+    with pytest.raises(NotImplementedError, match="meta"):
+        load_packed(tiny_gpt2, quantizer, "cpu", quantize_on="meta")
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        found = load_packed(tiny_gpt2, quantizer, "cpu", quantize_on="cpu")(ids).logits
+        assert torch.equal(found, load_packed(tiny_gpt2, quantizer, "cpu")(ids).logits)

@@ -19,7 +19,7 @@ from ggtool.report.document import (
 from ggtool.report.sections import SECTIONS
 from ggtool.report.subject import choose_subject
 from ggtool.results.model_facts import Facts
-from ggtool.results.records import Timing
+from ggtool.results.records import BESIDE, Timing
 
 NAMES = [
     "summary", "formats", "memory", "latency", "quality", "tasks", "pareto",
@@ -119,6 +119,15 @@ def test_a_disturbed_speed_is_marked_and_ranked_nowhere() -> None:
     assert "the front is `gguf-q2_k`, `gguf-iq4_xs` and `gguf-q4_k_m`" in prose("pareto")
     assert "the front is `gguf-q2_k` and `gguf-iq4_xs`:" in prose("pareto", *records)
     assert "leaves formats out. Disturbed while timed (†): `gguf-q4_k_m`" in prose("pareto", *records)
+
+
+def test_company_on_other_gpus_is_said() -> None:
+    made = record("gguf-q4_k_m", 5.5, 0.03, tg_ts=400.0)
+    records = changed(
+        "gguf-q4_k_m", replace(made, environment={**made.environment, BESIDE: "hf-fp16: speed"})
+    )
+    assert "on other GPUs of the machine while these were timed: `gguf-q4_k_m`." in prose("formats", *records)
+    assert "other GPUs" not in prose("formats")
 
 
 def test_nothing_is_faster_or_slower_than_a_disturbed_reference() -> None:

@@ -7,6 +7,9 @@ shapes.py        how the product of each matrix is cut
 prompt.py        a prompt's forward pass, in torch
 step.py          one token's: the kernels, their buffers, their graphs
 engine.py        prompts in, tokens out
+split.py         a model cut for several GPUs
+rank_steps.py    one token's on them
+ranks.py         the engine over them
 backend.py       a checkpoint by the engine
 gguf_backend.py  a GGUF file by it
 """

@@ -6,7 +6,6 @@ Where the kernels do not serve it stays what it was, unless the engine was asked
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +19,7 @@ from ggtool.backends.engine.rank_steps import Rank
 from ggtool.backends.engine.ranks import RankedEngine, reach_each_other
 from ggtool.backends.engine.read_modules import read_modules
 from ggtool.backends.engine.split import split
-from ggtool.backends.huggingface.backend import HuggingFaceBackend, check_gpus
+from ggtool.backends.huggingface.backend import HuggingFaceBackend
 from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.kernels.nvrtc import GpuLauncher, KernelError
@@ -64,11 +63,9 @@ class EngineBackend(HuggingFaceBackend):
 
         Raises what that raises, and UsageError where the engine was asked for and does not serve.
         """
-        check_gpus(options)
         # What is split is taken apart in the CPU's memory, so that no GPU ever holds more than its part.
-        several = len(options.gpus) > 1
-        super().__init__(fmt, path, replace(options, device="cpu", gpus=()) if several else options)
-        self._device = f"cuda:{options.gpus[0]}" if options.gpus else options.device
+        self._spreads = len(options.gpus) < 2
+        super().__init__(fmt, path, options)
         self._engine: Engine | None = None
         self._counted = super().footprint()
         try:

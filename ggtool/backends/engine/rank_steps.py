@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ggtool.backends.engine.model import Layer, Projection
+from ggtool.backends.engine.model import Projection
 from ggtool.backends.engine.split import Part
 from ggtool.backends.engine.step import Run, Steps
 from ggtool.kernels import decode
@@ -81,7 +81,7 @@ class RankSteps(Steps):
         """Compile and load every kernel of a step, and start none."""
         own = self._launcher
         assert isinstance(own, GpuLauncher)
-        self._launcher = _Loader(own)
+        self._launcher = Loader(own)
         try:
             for _ in self.pieces(n_runs):
                 pass
@@ -111,9 +111,7 @@ class Together(RankSteps):
         """Allocate for `n_texts` of up to `n_ctx` tokens on every rank's GPU."""
         devices = [rank.device for rank in ranks]
         n_embd = ranks[0].part.model.n_embd
-        ends = list(
-            zip(mailboxes(devices, n_texts * n_embd), mailboxes(devices, 2 * n_texts), strict=True)
-        )
+        ends = list(zip(mailboxes(devices, n_texts * n_embd), mailboxes(devices, 2 * n_texts), strict=True))
         super().__init__(ranks[0], ends[0], n_texts, n_ctx, gpu)
         others = [
             RankSteps(rank, own, n_texts, n_ctx, gpu) for rank, own in zip(ranks[1:], ends[1:], strict=True)
@@ -146,8 +144,11 @@ class Together(RankSteps):
     def launch(self, n_runs: int) -> None:
         """Start all kernels of one step where kernels cannot wait for each other: every rank as far as it gets, in turn."""
         pieces = [one.pieces(n_runs) for one in self.of_ranks]
-        while any([next(piece, "ended") != "ended" for piece in pieces]):
-            pass
+        under_way = True
+        while under_way:
+            under_way = False
+            for piece in pieces:
+                under_way = next(piece, False) is None or under_way
 
 
 class Graphs:
@@ -186,14 +187,15 @@ def _capture(steps: RankSteps, n_steps: int, n_runs: int) -> torch.cuda.CUDAGrap
         steps.load(n_runs)
         graph = torch.cuda.CUDAGraph()
         # torch's own stream for captures is one of the first GPU that had any.
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(steps.rank.device)):
+        stream = torch.cuda.Stream(steps.rank.device)  # type: ignore[no-untyped-call]  # torch forgot to annotate it
+        with torch.cuda.graph(graph, stream=stream):
             for _ in range(n_steps):
                 for _ in steps.pieces(n_runs):
                     pass
     return graph
 
 
-class _Loader:
+class Loader:
     """A launcher that loads kernels and starts none."""
 
     def __init__(self, gpu: GpuLauncher) -> None:

@@ -18,7 +18,7 @@ from ggtool.backends.engine.engine import Engine
 from ggtool.backends.engine.model import UnsupportedModelError
 from ggtool.backends.engine.rank_steps import Rank, Together, runner
 from ggtool.backends.engine.step import Run, Steps
-from ggtool.kernels.nvrtc import GpuLauncher, KernelError, driver
+from ggtool.kernels.nvrtc import KernelError, driver
 
 _ALREADY_ENABLED = 704  # CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED of cuda.h
 

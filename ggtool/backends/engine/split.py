@@ -148,5 +148,3 @@ def _copied(matrix: DeviceMatrix, device: torch.device) -> DeviceMatrix:
         )
     }  # fmt: skip
     return DeviceMatrix(matrix.layout, matrix.shape, copy(matrix.codes), **parts)
-
-

@@ -95,6 +95,9 @@ class HuggingFaceBackend:
 
     """
 
+    # Whether a model for several GPUs is spread over them by blocks; else it is left on the CPU for who takes it over.
+    _spreads = True
+
     def __init__(self, fmt: Format, path: Path, options: LoadOptions) -> None:
         """Load the checkpoint in `path` in format `fmt`, or a saved model. Sets torch's thread count for the whole process.
 
@@ -112,7 +115,7 @@ class HuggingFaceBackend:
         self._end_tokens = _end_tokens(path, config)
         self._format = fmt
         self._config = config
-        self._model = _load(fmt, path, options)
+        self._model = load(fmt, path, options, spreads=self._spreads)
         self._can_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def logits(self, tokens: Sequence[int], start: int = 0) -> Logits:
@@ -341,21 +344,23 @@ class HuggingFaceBackend:
         return finite_logits(self._model, run)
 
 
-def _load(fmt: Format, path: Path, options: LoadOptions) -> PreTrainedModel:
+def load(fmt: Format, path: Path, options: LoadOptions, *, spreads: bool = True) -> PreTrainedModel:
+    """Return the loaded model; spreads: on several GPUs by blocks, or else, what is no bitsandbytes format, on the CPU."""
     devices = [f"cuda:{gpu}" for gpu in options.gpus]
     if is_quantized_folder(path):  # what format it is in, it says itself
-        if devices:
-            return spread_over(load_quantized(path, "cpu"), devices)
-        return load_quantized(path, options.device)
+        model = load_quantized(path, "cpu" if devices else options.device)
+        return spread_over(model, devices) if devices and spreads else model
     if fmt.quantizer is None:
-        return load_float(path, _FLOAT_TYPES[fmt.name], options.device, devices)
+        dtype = _FLOAT_TYPES[fmt.name]
+        return load_float(path, dtype, options.device if spreads else "cpu", devices if spreads else ())
     found = load_attribute(fmt.quantizer)
     if isinstance(found, BitsAndBytes):
-        dtype = None if fmt.compute is None else _FLOAT_TYPES[f"hf-{fmt.compute}"]
-        return found.load(path, options.device, dtype, devices)
+        compute = None if fmt.compute is None else _FLOAT_TYPES[f"hf-{fmt.compute}"]
+        return found.load(path, options.device, compute, devices)
     make = cast(Callable[[], Quantizer], found)
     if devices:
-        return spread_over(load_packed(path, make(), "cpu", options.components), devices)
+        model = load_packed(path, make(), "cpu", options.components, quantize_on=devices[0])
+        return spread_over(model, devices) if spreads else model
     return load_packed(path, make(), options.device, options.components)
 
 

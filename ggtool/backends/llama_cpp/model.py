@@ -72,9 +72,7 @@ def place_on(params: Any, gpus: Sequence[int], n_gpus: int) -> Any:
     UsageError for a GPU that is not there, which llama.cpp would pass over.
     """
     if gpus and max(gpus) >= n_gpus:
-        raise UsageError(
-            f"there is no GPU {max(gpus)} here: llama.cpp sees {n_gpus}, numbered from 0."
-        )
+        raise UsageError(f"there is no GPU {max(gpus)} here: llama.cpp sees {n_gpus}, numbered from 0.")
     most = lib.llama_max_devices()
     shares = (ctypes.c_float * most)(*(float(number in gpus) for number in range(most)))
     if len(gpus) == 1:

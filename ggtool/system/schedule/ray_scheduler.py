@@ -299,7 +299,12 @@ class RayScheduler:
             return str(event[1])
         elif kind == "result":
             return Done(
-                one.waiting.work, one.node, event[1], started_s=event[2], ended_s=event[3], beside=tuple(one.beside)
+                one.waiting.work,
+                one.node,
+                event[1],
+                started_s=event[2],
+                ended_s=event[3],
+                beside=tuple(one.beside),
             )
         return None
 
