@@ -7,8 +7,6 @@ quantized in any order, in pieces of any size and on any thread; ctypes releases
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,19 +15,16 @@ import numpy.typing as npt
 
 from ggtool.errors import ArtifactError
 from ggtool.gguf.tensor_types import TYPE_NUMBERS, row_bytes
-
-_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-_PREFIX = "" if sys.platform == "win32" else "lib"
+from ggtool.system.llama_library import library_file
 
 
 def library_path(name: str) -> Path:
-    """Return the file of one of llama.cpp's libraries ("ggml-base", "llama") in the installed llama-cpp-python."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
+    """Return the file of one of llama.cpp's libraries ("ggml-base", "llama"), ArtifactError where there is none."""
+    path = library_file(name)
+    if path is None:
         raise ArtifactError("llama-cpp-python is not installed; install ggtool again.")
-    path = Path(spec.submodule_search_locations[0]) / "lib" / f"{_PREFIX}{name}{_SUFFIX}"
     if not path.exists():
-        raise ArtifactError(f"llama-cpp-python has no {path}; install it again.")
+        raise ArtifactError(f"there is no {path}; install llama-cpp-python again.")
     return path
 
 

@@ -94,9 +94,9 @@ def _load(job: ProbeJob, *, vocab_only: bool) -> dict[str, Any]:
     import ctypes
     import os
 
-    import llama_cpp.llama_cpp as lib
+    from ggtool.backends.llama_cpp import log as llama_log  # first: it chooses the library
 
-    from ggtool.backends.llama_cpp import log as llama_log
+    import llama_cpp.llama_cpp as lib  # isort: skip
 
     before = _peak()
     params = lib.llama_model_default_params()

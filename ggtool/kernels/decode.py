@@ -7,6 +7,7 @@ function starts one kernel and returns before it ends.
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,6 +26,7 @@ _WARP = 32
 _ROOM_BYTES = 2 * _WARP * _FLOAT
 _APART = 32  # 16-bit numbers from the end of a row to its rest
 _TILE_ROWS = 16
+_MOST_GRID_ROWS = 1 << 15  # a grid has at most 65535
 _FETCHED = 16  # bytes that a thread fetches of a row
 # Slots that a thread lays down together, and how often at once where it need not hold a whole row.
 _UNIT = 8
@@ -380,16 +382,19 @@ def embed(
 
 def widen(launcher: Launcher, w: DeviceMatrix, first: int, to: Tensor) -> None:
     """Write rows of W from `first` on to `to`, 16 bits (rows, columns)."""
-    name = KernelName("tokens.cu", "widen_rows", _constants(to.dtype, FORMAT=w.layout, **_NO_NORM))
-    arguments = _Widening(w.arguments, _pointer(w.row_scales), to.data_ptr(), first)
+    name, address, n_rows = _widening_kernel(w.layout, to.dtype), to.data_ptr(), to.shape[0]
+    row_scales = _pointer(w.row_scales)
     n_threads = 256 if LAYOUTS[w.layout].has_table else 64
     n_segments = w.n_slots // LAYOUTS[w.layout].segment
-    # A grid has at most 65535 rows.
-    for start in range(0, len(to), 1 << 15):
-        some = min(len(to) - start, 1 << 15)
-        arguments.first_row = first + start
-        arguments.to = to.data_ptr() + 2 * start * w.shape[1]
+    for start in range(0, n_rows, _MOST_GRID_ROWS):
+        some = min(n_rows - start, _MOST_GRID_ROWS)
+        arguments = _Widening(w.arguments, row_scales, address + 2 * start * w.shape[1], first + start)
         launcher.launch(name, (-(-n_segments // n_threads), some, 1), n_threads, 0, arguments)
+
+
+@functools.cache
+def _widening_kernel(layout: str, dtype: torch.dtype) -> KernelName:
+    return KernelName("tokens.cu", "widen_rows", _constants(dtype, FORMAT=layout, **_NO_NORM))
 
 
 def choose(

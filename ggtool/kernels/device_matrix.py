@@ -7,6 +7,7 @@ scales, and nothing is rounded.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -100,7 +101,7 @@ class DeviceMatrix:
         step = 4 * LAYOUTS[self.layout].segment
         return -(-self.shape[1] // step) * step
 
-    @property
+    @functools.cached_property
     def arguments(self) -> MatrixArguments:
         """The structure that kernels are given."""
         return MatrixArguments(

@@ -86,6 +86,7 @@ class GpuLauncher:
         self._arch = architecture(device)
         self._driver = driver()
         self._functions: dict[KernelName, ctypes.c_void_p] = {}
+        self._attribute = ctypes.pointer(_Attribute(id=_PROGRAMMATIC_STREAM_SERIALIZATION, value=1))
 
     def launch(
         self,
@@ -97,9 +98,8 @@ class GpuLauncher:
     ) -> None:
         """Start a kernel that may begin before the one in front of it ends: it waits for that by itself."""
         function = self.load(name, shared_bytes)
-        attribute = _Attribute(id=_PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
         stream = torch.cuda.current_stream(self.device).cuda_stream
-        config = _Config(*grid, n_threads, 1, 1, shared_bytes, stream, ctypes.pointer(attribute), 1)
+        config = _Config(*grid, n_threads, 1, 1, shared_bytes, stream, self._attribute, 1)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         status = self._driver.cuLaunchKernelEx(ctypes.byref(config), function, pointers, None)
         self._check(status, f"start {name.text}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from ggtool.errors import OutputError
 from ggtool.system.atomic import atomic_output
 from ggtool.system.cache import cache_folder
 from ggtool.system.child import Child
+from ggtool.system.llama_library import library_folder
 from ggtool.system.machine import cpu_identity
 
 SWITCH = "GGTOOL_LLAMA_SELFTEST"
@@ -97,13 +97,9 @@ def describe(result: SelfTest) -> str:
 
 def library_files() -> list[Path]:
     """Return the files of the installed llama.cpp libraries, without loading them; none where there are none."""
-    if chosen := os.environ.get("LLAMA_CPP_LIB_PATH"):
-        folder = Path(chosen)
-    else:
-        found = importlib.util.find_spec("llama_cpp")
-        if found is None or found.origin is None:
-            return []
-        folder = Path(found.origin).parent / "lib"
+    folder = library_folder()
+    if folder is None:
+        return []
     return sorted(file for file in folder.glob("*") if file.is_file())
 
 
