@@ -174,7 +174,7 @@ def shared_bytes(w: DeviceMatrix, shape: Shape, *, is_batched: bool) -> int:
     wanted = shape.k_split * block_rows * (MAX_TEXTS if is_batched else 1) * _FLOAT + _ROOM_BYTES
     layout = LAYOUTS[w.layout]
     if layout.is_staged:
-        of_step = _TILE_ROWS * shape.tiles * (4 * _FETCHED + layout.scale_bytes)
+        of_step = _TILE_ROWS * shape.tiles * (4 * (_FETCHED + layout.more_bytes) + layout.scale_bytes)
         wanted += shape.k_split * shape.row_groups * shape.unroll * of_step
     if not is_batched:
         wanted += 2 * (2 * w.n_slots + _APART) + 4 * 2 * layout.segment  # a row, its rest, and zeros

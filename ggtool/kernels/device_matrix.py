@@ -24,13 +24,14 @@ class Layout:
     """A type of `formats.h`: the weights of a segment, and what else sizes depend on.
 
     has_table: its kernels keep a table in shared memory. is_staged: codes are copied there ahead, with so many bytes of
-    scales for each row and step of four segments.
+    scales for each row and step of four segments, and so many besides the sixteen of each segment.
     """
 
     segment: int
     has_table: bool = False
     is_staged: bool = False
     scale_bytes: int = 0
+    more_bytes: int = 0
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -46,7 +47,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "Linear5<1>": Layout(32),
         "Q4K": Layout(32, is_staged=True, scale_bytes=16),
         "Q5K": Layout(32),
-        "Q6K": Layout(32),
+        "Q6K": Layout(32, is_staged=True, scale_bytes=24, more_bytes=8),
     }
 )
 _QUADS = 16  # a thread reads sixteen bytes at once
@@ -253,8 +254,12 @@ def of_gguf(type_name: str, data: Tensor, shape: tuple[int, int]) -> DeviceMatri
         return DeviceMatrix("Q4K", shape, dealt.reshape(n_rows, -1), scales)
     if type_name == "Q6_K":
         blocks = data.view(n_rows, n_columns // _SUPER_BLOCK, 210)
-        scales = blocks[..., 192:].contiguous().view(torch.float16).view(n_rows, -1)
-        return DeviceMatrix("Q6K", shape, blocks[..., :192].reshape(n_rows, -1), scales)
+        # Of half a block two runs of 32 bytes of low bits and one of high ones: a thread has a word of each sixteen.
+        low = blocks[..., :128].reshape(n_rows, -1, 2, 2, 4, 4).permute(0, 1, 4, 3, 2, 5)
+        high = blocks[..., 128:192].reshape(n_rows, -1, 2, 4, 4).transpose(2, 3)
+        codes = torch.cat([low.reshape(n_rows, -1), high.reshape(n_rows, -1)], 1)
+        scales = torch.nn.functional.pad(blocks[..., 192:], (0, 6)).contiguous().view(torch.float16)
+        return DeviceMatrix("Q6K", shape, codes, scales.view(n_rows, -1))
     return None
 
 

@@ -106,7 +106,7 @@ def random_matrix(layout: str, n_rows: int, n_columns: int, device: str = "cuda"
         return DeviceMatrix(layout, shape, weight.view(torch.uint8))
     if layout == "Int8Rows":
         return DeviceMatrix(layout, shape, random_bytes(n_columns), row_scales=scales(1, 5e-4)[:, 0].float())
-    if LAYOUTS[layout].scale_bytes and layout != "Q4K":
+    if LAYOUTS[layout].scale_bytes and layout not in ("Q4K", "Q6K"):
         # Whole steps of sixty-four bytes, with that many scales each.
         n_steps = -(-n_columns // (4 * LAYOUTS[layout].segment))
         n_scales = n_steps * LAYOUTS[layout].scale_bytes // 2
@@ -134,8 +134,8 @@ def random_matrix(layout: str, n_rows: int, n_columns: int, device: str = "cuda"
         codes.view(n_rows, n_blocks, 176)[..., :4] = small
         return DeviceMatrix(layout, shape, codes)
     assert layout == "Q6K", layout
-    rest = random_bytes(n_blocks * 18).view(torch.float16)
-    rest[:, 8::9] = 2e-5
+    rest = random_bytes(n_blocks * 24).view(torch.float16)
+    rest[:, 8::12] = 2e-5
     return DeviceMatrix(layout, shape, random_bytes(n_blocks * 192), rest)
 
 

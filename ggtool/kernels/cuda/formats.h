@@ -13,7 +13,8 @@
 // group's bytes are dealt to the four threads of a row, `woven` of device_matrix.py.
 //
 // kStaged formats are copied to shared memory ahead of the wait for the kernel before, sixteen bytes a segment and, for
-// each row and kScaleSteps steps, kScaleBytes of scales. The others are read into registers.
+// each row and kScaleSteps steps, kScaleBytes of scales; kMoreBytes are what a segment has besides, behind all others of
+// its row. The others are read into registers.
 #pragma once
 
 #include "device.h"
@@ -52,7 +53,7 @@ __device__ __forceinline__ float scale_of(const Staged& raw, int group) {
 
 // Two bytes a weight, of the type of the activations.
 struct Plain {
-  static constexpr int kSegment = 8, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr int kSegment = 8, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
@@ -74,7 +75,7 @@ __device__ __forceinline__ void pairs_of_bytes(u32 codes, u32& first, u32& secon
 
 // int8, 128 more so that none is negative, with one float32 scale for a row, which goes on the sum.
 struct Int8Rows {
-  static constexpr int kSegment = 16, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr int kSegment = 16, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = true, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = kSmallUnits;
   using Raw = Staged;
@@ -91,7 +92,7 @@ struct Int8Rows {
 
 // int8, 128 more, in groups of 32 with a float16 scale: two groups of a row are woven, eight weights of each to a thread.
 struct Int8Groups {
-  static constexpr int kSegment = 16, kGroups = 2, kScaleBytes = 4, kScaleSteps = 1;
+  static constexpr int kSegment = 16, kGroups = 2, kScaleBytes = 4, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = kSmallUnits;
   using Raw = Staged;
@@ -113,7 +114,7 @@ struct Int8Groups {
 // are woven, a word of each to a thread. The table holds what both codes of a byte stand for, once for each bank of shared
 // memory, so that no two threads of a warp meet there.
 struct Table4 {
-  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1;
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = false, kTable = true, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
@@ -133,7 +134,7 @@ struct Table4 {
 // The same layout for even steps from -8 to 7, which are computed: Q4_0, and int4 with a scale of an eighth. Of a pair the
 // codes are the last four bits of 1024 and more, of the next the four before those, of 64 and more.
 struct Linear4 {
-  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1;
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
@@ -159,7 +160,7 @@ struct Linear4 {
 // Two bits a weight, digits 0, 1 and 2 for -1, 0 and 1, in groups of 64 with a float16 scale, four groups woven. A word holds
 // sixteen weights, the first eight in its lower half.
 struct Ternary {
-  static constexpr int kSegment = 64, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1;
+  static constexpr int kSegment = 64, kGroups = 4, kScaleBytes = 8, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = 1;
   using Raw = Staged;
@@ -188,7 +189,7 @@ struct Ternary {
 
 // Two bits a weight, even steps from -2 to 1, groups of 32 with a float16 scale. Words as in Ternary, in their order.
 struct Linear2 {
-  static constexpr int kSegment = 64, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr int kSegment = 64, kGroups = 0, kScaleBytes = 0, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   struct Raw {
@@ -217,7 +218,7 @@ struct Linear2 {
 // ggml's Q4_K: for 256 weights `scales` has two float16 (d, dmin) and eight 6-bit pairs (scale, minimum) in twelve bytes, as
 // in a file; of the codes a run of 32 bytes holds two groups of 32, and two runs are woven, two words of each to a thread.
 struct Q4K {
-  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 16, kScaleSteps = 2;
+  static constexpr int kSegment = 32, kGroups = 4, kScaleBytes = 16, kScaleSteps = 2, kMoreBytes = 0;
   static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = true;
   static constexpr float kUnit = 1;
   struct Raw {
@@ -257,7 +258,7 @@ struct Q4K {
 // ggml's Q5_K as it lies in a file: the same scales, 32 bytes of fifth bits, then 128 bytes of codes.
 struct Q5K {
   static constexpr int kSegment = 32;  // sixteen of each of two neighbouring groups
-  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   struct Raw {
@@ -305,7 +306,7 @@ struct Q5K {
 template <bool kMinimum>
 struct Linear5 {
   static constexpr int kSegment = 32;
-  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
+  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1, kMoreBytes = 0;
   static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
   static constexpr float kUnit = 1;
   static constexpr int kScales = kMinimum ? 4 : 3;  // of 16 bits
@@ -337,57 +338,45 @@ struct Linear5 {
   }
 };
 
-// ggml's Q6_K, its parts apart so that the codes are aligned: for 256 weights `codes` has 128 bytes of low bits and 64 of
-// high ones, `scales` sixteen int8 and a float16 d.
+// ggml's Q6_K in groups of 16 with an int8 scale, times one float16 for 256 weights. Of a row all low bits lie before all high
+// ones; a step has half a block's, woven: of each group a word to a thread. `scales` has 24 bytes a block: sixteen
+// scales, the float16 and nothing.
 struct Q6K {
-  static constexpr int kSegment = 32;  // eight in each of four runs of 32
-  static constexpr int kGroups = 0, kScaleBytes = 0, kScaleSteps = 1;
-  static constexpr bool kStaged = false, kRowScale = false, kTable = false, kAway = false, kMinima = false;
+  static constexpr int kSegment = 32, kGroups = 8, kScaleBytes = 24, kScaleSteps = 2, kMoreBytes = 8;
+  static constexpr bool kStaged = true, kRowScale = false, kTable = false, kAway = true, kMinima = false;
   static constexpr float kUnit = 1;
   struct Raw {
-    Duo low[2], high;
-    u32 scales;
-    u16 d;
+    Quad codes;
+    Duo more, scales;
+    u32 d;
   };
   __device__ static __forceinline__ void load(Raw& raw, const Matrix& w, int row, int segment) {
-    const int block = segment / 8, half = segment % 8 / 4, at = segment % 4 * 8;
-    const u8* codes = w.codes + row * w.row_bytes + block * 192;
-    raw.low[0] = load_stream_duo(codes + half * 64 + at);
-    raw.low[1] = load_stream_duo(codes + half * 64 + 32 + at);
-    raw.high = load_stream_duo(codes + 128 + half * 32 + at);
-    const u8* scales = w.scales + 2 * (row * w.scale_stride + block * 9);
-    const int first = half * 8 + at / 16;
-    raw.scales = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const u16 both = load_half(scales + (first + 2 * i) / 2 * 2);
-      raw.scales |= (static_cast<u32>(both) >> first % 2 * 8 & 255) << 8 * i;
-    }
+    const u8 *codes = w.codes + row * w.row_bytes, *scales = w.scales + 2 * row * w.scale_stride + segment / 8 * kScaleBytes;
+    raw.codes = load_stream(codes + segment * 16);
+    raw.more = load_stream_duo(codes + w.n_columns / 2 + segment * 8);
+    raw.scales = load_stream_duo(scales + segment / 4 % 2 * 8);
     raw.d = load_half(scales + 16);
   }
-  __device__ static __forceinline__ void pairs(const Raw& raw, int, SharedAddress, u32 (&to)[16]) {
-    const float d = widen_half(raw.d);
-    u32 scales[4];
+  // Groups are the first sixteen of each of four runs of 32, then the others: low bits of runs 0 and 2 share a word, and of 1 and 3.
+  __device__ static __forceinline__ void pairs(const Raw& raw, int group, SharedAddress, u32 (&to)[2]) {
+    const int run = group % 4;
+    const u32 word = raw.codes.v[group / 4 * 2 + run % 2], top = raw.more.v[group / 4];
+    const u32 upper = run == 0 ? top << 4 : run == 1 ? top << 2 : run == 2 ? top : top >> 2;
+    const u32 codes = masked_with(upper, 0x30303030u, (run < 2 ? word : word >> 4) & 0x0f0f0f0fu);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scales[i] = twice(narrow_half(d * static_cast<i8>(raw.scales >> 8 * i)));
-#pragma unroll
-    for (int word = 0; word < 2; ++word) {
-      const u32 first = raw.low[0].v[word], second = raw.low[1].v[word], top = raw.high.v[word];
-      const u32 codes[4] = {(first & 0x0f0f0f0fu) | (top << 4 & 0x30303030u), (second & 0x0f0f0f0fu) | (top << 2 & 0x30303030u),
-                            (first >> 4 & 0x0f0f0f0fu) | (top & 0x30303030u), (second >> 4 & 0x0f0f0f0fu) | (top >> 2 & 0x30303030u)};
-#pragma unroll
-      for (int run = 0; run < 4; ++run)
-#pragma unroll
-        for (int upper = 0; upper < 2; ++upper)
-          to[8 * word + 2 * run + upper] =
-              mul_halves(sub_halves(pair_of_bytes(codes[run], upper), 0x64206420u), scales[run]);
-    }
+    for (int i = 0; i < 2; ++i) to[i] = pair_of_bytes(codes, i);
+  }
+  __device__ static constexpr u32 minus_away(int, int) { return 0xe420e420; }  // -1056
+  __device__ static __forceinline__ float scale(const Raw& raw, int group) {
+    const int at = group % 4 * 2 + group / 4;
+    const u32 four = raw.scales.v[at / 4] ^ 0x80808080u;
+    const float whole = __uint_as_float(pick_bytes(four, 0x4b000000u, 0x7650 + at % 4)) - (8388608.0f + 128.0f);
+    return widen_half(static_cast<u16>(raw.d)) * whole;
   }
   __device__ static constexpr int column(int segment, int slot) {
-    return segment / 8 * 256 + segment % 8 / 4 * 128 + segment % 4 * 8 + slot / 16 * 4 + slot % 16 / 4 * 32 + slot % 4;
+    return segment / 4 * 128 + slot % 16 / 4 * 32 + slot / 16 * 16 + segment % 4 * 4 + slot % 4;
   }
 };
-
 
 // Segments of a row: of woven codes whole steps.
 template <class Format>

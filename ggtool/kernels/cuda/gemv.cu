@@ -47,9 +47,9 @@ constexpr u32 kOnes = 0x3c003c00;                                   // float16
 constexpr int kZeroQuads = BATCHED ? 0 : 4 * Format::kSegment / 8;  // what the other columns are read from
 constexpr int kSegmentQuads = Format::kSegment / 8;                // of activations that go with a segment
 constexpr int kSets = Format::kGroups ? Format::kGroups : 1;
-constexpr int kSetQuads = kSegmentQuads / kSets;
+constexpr int kSetProducts = kPairs<Format> / 2;                   // of sixteen columns each, in a set
 constexpr int kQuadsOfTile = 2 * kWarp;                            // of codes in a step
-constexpr int kStageBytes = TILES * (kQuadsOfTile * 16 + kTileRows * Format::kScaleBytes);  // of a warp and step
+constexpr int kStageBytes = TILES * (kQuadsOfTile * (16 + Format::kMoreBytes) + kTileRows * Format::kScaleBytes);  // of a warp and step
 
 __device__ __forceinline__ float activated(float sum, float gate_up) {
   if (EPILOGUE == kGelu) {
@@ -75,7 +75,11 @@ class Stages {
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) codes_[tile][half] = w.codes + rows[tile].of[half] * w.row_bytes + segment_ * 16;
+      for (int half = 0; half < 2; ++half) {
+        const u8* row = w.codes + rows[tile].of[half] * w.row_bytes;
+        codes_[tile][half] = row + segment_ * 16;
+        more_[tile][half] = row + w.n_columns / 2 + segment_ * Format::kMoreBytes;
+      }
       const int row = part_ % 2 ? rows[tile].of[1] : rows[tile].of[0];
       scales_[tile] = w.scales + 2 * row * w.scale_stride + (Format::kScaleSteps > 1 ? 0 : segment_ / 4 * Format::kScaleBytes);
     }
@@ -93,15 +97,19 @@ class Stages {
             copy_stream(to, codes_[tile][half]);
           else
             copy_stream_or_zeros(to, codes_[tile][half], segment_ < n_segments_);
+          if (Format::kMoreBytes)
+            copy_few<8>(room_ + slot + kMoreAt + ((tile * 2 + half) * kWarp + lane()) * Format::kMoreBytes, more_[tile][half]);
         }
       }
       if (Format::kScaleBytes > 0 && part_ < 2) {
         const int at_scales = Format::kScaleSteps > 1 ? segment_ / (4 * Format::kScaleSteps) * Format::kScaleBytes : 0;
-        const SharedAddress to = room_ + slot + TILES * kQuadsOfTile * 16 + (part_ * 8 + lane() / 4) * Format::kScaleBytes;
+        const SharedAddress to = room_ + slot + kScalesAt + (part_ * 8 + lane() / 4) * Format::kScaleBytes;
+        constexpr int kAtOnce = Format::kScaleBytes == 24 ? 8 : Format::kScaleBytes ? Format::kScaleBytes : 4;
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile)
-          copy_few<Format::kScaleBytes ? Format::kScaleBytes : 4>(to + tile * kTileRows * Format::kScaleBytes,
-                                                                  scales_[tile] + at_scales);
+#pragma unroll
+          for (int at = 0; at < Format::kScaleBytes; at += kAtOnce)
+            copy_few<kAtOnce>(to + tile * kTileRows * Format::kScaleBytes + at, scales_[tile] + at_scales + at);
       }
     }
     end_copies();
@@ -109,7 +117,10 @@ class Stages {
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) codes_[tile][half] += KSPLIT * 64;
+      for (int half = 0; half < 2; ++half) {
+        codes_[tile][half] += KSPLIT * 64;
+        more_[tile][half] += KSPLIT * 4 * Format::kMoreBytes;
+      }
       if (Format::kScaleSteps == 1) scales_[tile] += KSPLIT * Format::kScaleBytes;
     }
   }
@@ -119,15 +130,22 @@ class Stages {
   }
   __device__ __forceinline__ void read(typename Format::Raw& raw, int slot, int step, int tile, int half) const {
     raw.codes = load_shared_quad(room_ + slot + lane() * 16 + (tile * 2 + half) * kWarp * 16);
-    const SharedAddress at = room_ + slot + lane() / 4 * Format::kScaleBytes + TILES * kQuadsOfTile * 16 +
-                             (tile * kTileRows + half * 8) * Format::kScaleBytes;
-    if constexpr (Format::kScaleBytes == 16) {
+    const SharedAddress at = room_ + slot + kScalesAt + (tile * kTileRows + half * 8 + lane() / 4) * Format::kScaleBytes;
+    if constexpr (Format::kScaleBytes == 24) {
+      const SharedAddress more = room_ + slot + kMoreAt + ((tile * 2 + half) * kWarp + lane()) * Format::kMoreBytes;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        raw.more.v[i] = load_shared(more + 4 * i);
+        raw.scales.v[i] = load_shared(at + step % 2 * 8 + 4 * i);
+      }
+      raw.d = load_shared(at + 16);
+    } else if constexpr (Format::kScaleBytes == 16) {
       raw.scales = load_shared_quad(at);
     } else {
 #pragma unroll
       for (int i = 0; i < Format::kScaleBytes / 4; ++i) raw.scales.v[i] = load_shared(at + 4 * i);
     }
-    if constexpr (Format::kScaleSteps > 1) raw.half = step % Format::kScaleSteps;
+    if constexpr (Format::kMinima) raw.half = step % Format::kScaleSteps;
   }
   // Nobody reads this step's scales any more.
   __device__ __forceinline__ void release() {
@@ -135,7 +153,9 @@ class Stages {
   }
 
  private:
-  const u8 *codes_[TILES][2], *scales_[TILES];  // of the step to be fetched next; of scales for several steps the row's
+  // In a step's place the codes, what there is besides, and the scales.
+  static constexpr int kMoreAt = TILES * kQuadsOfTile * 16, kScalesAt = kMoreAt + TILES * kQuadsOfTile * Format::kMoreBytes;
+  const u8 *codes_[TILES][2], *more_[TILES][2], *scales_[TILES];  // of the step to be fetched next; of scales for several steps the row's
   const SharedAddress room_;
   const int part_;
   int segment_;
@@ -263,13 +283,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) gemv(const __g
 #pragma unroll
         for (int j = 0; j < kProducts; ++j) {
 #pragma unroll
-          for (int i = 0; i < 2 * kSetQuads; ++i) {
+          for (int i = 0; i < kSetProducts; ++i) {
             const u32 even = Format::kMinima ? kOnes : minus_away_of<Format>(set, 2 * i);
             const u32 odd = Format::kMinima ? kOnes : minus_away_of<Format>(set, 2 * i + 1);
             const u32 constants[4] = {even, even, odd, odd};
-            const Quad& quad = x[set * kSetQuads + i / 2][j];
+            const int at = set * kSetProducts + i;
+            const Quad& quad = x[at / 2][j];
             add_product(Format::kMinima ? ones[set][j] : Format::kGroups ? shift[set][j] : shifts[j], constants,
-                        quad.v[i % 2 * 2], quad.v[i % 2 * 2 + 1]);
+                        quad.v[at % 2 * 2], quad.v[at % 2 * 2 + 1]);
           }
           if (Format::kMinima) {
 #pragma unroll
@@ -291,10 +312,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) gemv(const __g
         for (int j = 0; j < kProducts; ++j) {
           float group[4];
 #pragma unroll
-          for (int i = 0; i < 2 * kSetQuads; ++i) {
+          for (int i = 0; i < kSetProducts; ++i) {
             const u32 a[4] = {pairs[0][2 * i], pairs[1][2 * i], pairs[0][2 * i + 1], pairs[1][2 * i + 1]};
-            const Quad& quad = x[set * kSetQuads + i / 2][j];
-            const u32 b0 = quad.v[i % 2 * 2], b1 = quad.v[i % 2 * 2 + 1];
+            const int at = set * kSetProducts + i;
+            const u32 b0 = x[at / 2][j].v[at % 2 * 2], b1 = x[at / 2][j].v[at % 2 * 2 + 1];
             if constexpr (Format::kGroups > 0) {
               product_on(group, a, b0, b1, i ? group : shift[set][j]);
             } else {
