@@ -228,11 +228,7 @@ def main() -> None:
             report.add(rows, model=sizes.name, texts=n_texts, prompt=length)
             freed()
         for name in formats:
-            if (
-                args.llama_bench
-                and time.monotonic() < deadline
-                and (name.startswith("gguf") or name == "fp16")
-            ):
+            if args.llama_bench and time.monotonic() < deadline and name.startswith("gguf"):
                 path = random_gguf(sizes, name, args.files)
                 report.add(
                     llama_rows(args.llama_bench, path, contexts, shapes, args.rounds), model=sizes.name
