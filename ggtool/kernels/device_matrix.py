@@ -140,18 +140,18 @@ class DeviceMatrix:
         if first % unit or end % unit or n_columns % unit:
             return None
 
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            per_unit = 0 if tensor is None else tensor.shape[1] * unit // n_columns
-            return (
-                None
-                if tensor is None
-                else tensor[:, first // unit * per_unit : end // unit * per_unit].clone()
-            )
+        def cut(tensor: Tensor) -> Tensor:
+            per_unit = tensor.shape[1] * unit // n_columns
+            return tensor[:, first // unit * per_unit : end // unit * per_unit].clone()
 
-        codes = cut(self.codes)
-        assert codes is not None
+        # Behind the sixteen bytes of every segment lie the more bytes of every segment.
+        n_quads = self.codes.shape[1] * _QUADS // (_QUADS + layout.more_bytes)
+        codes = cut(self.codes[:, :n_quads])
+        if layout.more_bytes:
+            codes = torch.cat([codes, cut(self.codes[:, n_quads:])], 1)
+        scales = None if self.scales is None else cut(self.scales)
         return DeviceMatrix(
-            self.layout, (self.shape[0], end - first), codes, cut(self.scales), self.row_scales, self.values
+            self.layout, (self.shape[0], end - first), codes, scales, self.row_scales, self.values
         )
 
     def to(self, device: torch.device) -> DeviceMatrix:

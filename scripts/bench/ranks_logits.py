@@ -166,7 +166,10 @@ def main() -> None:
         measure(args.model, name, tokens)
     torch.manual_seed(0)
     drawn = torch.randint(0, 320 if tiny else 128256, (128,)).tolist()
-    kept(in_memory(2 if tiny else 32, gpus, drawn, tiny=tiny))
+    try:
+        kept(in_memory(2 if tiny else 32, gpus, drawn, tiny=tiny))
+    except Exception as error:  # noqa: BLE001 - the formats go on
+        print(f"llama-8b in memory: {type(error).__name__}: {str(error)[:200]}", flush=True)
     gc.collect()
     if args.layers:
         with tempfile.TemporaryDirectory(prefix="ggtool-8b-") as name:

@@ -71,7 +71,7 @@ def compared(name: str, one: dict[str, Any], ray: dict[str, Any]) -> dict[str, A
     )
     return {
         "row": name,
-        "same": [part for part in parts if one[part] == ray[part]],
+        "same": [part for part in parts if one[part] is not None and one[part] == ray[part]],
         "different": {part: [one[part], ray[part]] for part in parts if one[part] != ray[part]},
         "same_keys": [key for key in one["keys"] if one["keys"][key] == ray["keys"].get(key)],
         "tg_ts": [side["speed"] and side["speed"]["tg_ts"] for side in (one, ray)],

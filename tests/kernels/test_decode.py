@@ -36,9 +36,9 @@ N_ROWS = 44  # no whole number of tiles
 TOLERANCE = 1e-3
 
 
-def of_kind(kind: str, n_rows: int = N_ROWS) -> tuple[DeviceMatrix, Tensor]:
+def of_kind(kind: str, n_rows: int = N_ROWS, n_columns: int = 0) -> tuple[DeviceMatrix, Tensor]:
     """Return a matrix, and the float64 weights that it stands for by someone else's reading."""
-    n_columns = 512 if kind.endswith("_K") else 288
+    n_columns = n_columns or (512 if kind.endswith("_K") else 288)
     random = np.random.default_rng(0)
     weight = torch.from_numpy(random.standard_normal((n_rows, n_columns))).float() * 0.05
     if kind == "float16":
@@ -152,6 +152,28 @@ def test_rows_are_widened_as_their_format_says(emulated: EmulatedLauncher):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_every_kind_are_widened(kind: str, emulated: EmulatedLauncher):
     check_widened(emulated, kind, "cpu")
+
+
+def check_columns(launcher: Launcher, kind: str) -> None:
+    """Halves of every row hold what the whole rows hold there."""
+    w, weight = of_kind(kind, n_columns=512)
+    for first in (0, 256):
+        half = w.columns(first, first + 256)
+        assert half is not None
+        to = torch.full(half.shape, torch.nan, dtype=torch.float16)
+        decode.widen(launcher, half, 0, to)
+        assert relative(to, weight[:, first : first + 256]) < TOLERANCE
+    assert w.columns(0, 8 if kind != "float16" else 4) is None
+
+
+def test_columns_are_cut_out(emulated: EmulatedLauncher):
+    check_columns(emulated, "iq4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_of_every_kind_are_cut_out(kind: str, emulated: EmulatedLauncher):
+    check_columns(emulated, kind)
 
 
 @pytest.mark.parametrize("n_splits", [1, 4])

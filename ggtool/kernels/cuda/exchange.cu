@@ -32,6 +32,7 @@ __device__ __forceinline__ void send_to_others(const Mailbox& box, u32 number, i
 // Two words of a rank, NaNs if they do not come.
 __device__ __forceinline__ Duo receive(const Mailbox& box, u32 number, int rank, int quad) {
   const Quad* from = box.inbox + place_of(box, number, rank, quad);
+#pragma unroll 1
   for (u32 polls = 0; polls < kMostPolls; ++polls) {
     const Quad found = load_volatile(from);
     if (found.v[1] == number && found.v[3] == number) return Duo{{found.v[0], found.v[2]}};
@@ -66,7 +67,8 @@ extern "C" __global__ void exchange_sum(const __grid_constant__ Sum p) {
     const float own[2] = {load_fresh(p.own + 2 * quad), load_fresh(p.own + 2 * quad + 1)};
     if (PHASE != kReceive) send_to_others(p.box, number, quad, __float_as_uint(own[0]), __float_as_uint(own[1]));
     if (PHASE != kSend) {
-      float sums[2] = {};
+      float before[2] = {}, sums[2] = {};
+      if (p.is_added) before[0] = load_fresh(p.y + 2 * quad), before[1] = load_fresh(p.y + 2 * quad + 1);
 #pragma unroll
       for (int rank = 0; rank < RANKS; ++rank) {
         const bool is_own = rank == p.box.rank;
@@ -75,7 +77,7 @@ extern "C" __global__ void exchange_sum(const __grid_constant__ Sum p) {
         for (int i = 0; i < 2; ++i) sums[i] += is_own ? own[i] : __uint_as_float(part.v[i]);
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) p.y[2 * quad + i] = sums[i] + (p.is_added ? load_fresh(p.y + 2 * quad + i) : 0.0f);
+      for (int i = 0; i < 2; ++i) p.y[2 * quad + i] = before[i] + sums[i];
     }
   }
   end_exchange(p.box, number);
