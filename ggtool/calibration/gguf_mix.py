@@ -3,6 +3,7 @@
 The loss of a mix is the sum over its tensors of sensitivity * relative error. Errors are measured with the real
 quantizers (`ggtool.conversion.quantization_error`). With a calibration text, sensitivities are measured too
 (`ggtool.calibration.gguf_sensitivity`), and the sum estimates the KL divergence; without one they are all 1.
+For --method gptq the matrices are measured as that method rounds them (`ggtool.calibration.gguf_gptq.survey`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from ggtool.calibration.allocation import Choice, allocate
 from ggtool.calibration.cached import gguf_calibration_folder
+from ggtool.calibration.gguf_gptq.make import survey_model
 from ggtool.calibration.imatrix import full_precision, read_text
+from ggtool.calibration.packed import Calibration
 from ggtool.conversion.convert import plan
 from ggtool.conversion.model import read_model
 from ggtool.conversion.options import Options, TypeRules
@@ -45,6 +49,8 @@ _TINY_BPW = 4.0
 # llama.cpp keeps the position table F32; it reads these as well, and the table is looked up, not multiplied.
 _POSITION_TABLE, _OF_POSITIONS = "position_embd.weight", ("F32", "F16", "Q8_0")
 _COARSE = ("Q3_K", "Q4_0", "Q8_0")
+# Of types that --method gptq rounds to, the one that divergence is measured with.
+_ROUNDED = ("Q3_K", "IQ4_NL")
 # The quant type written in the file, by the tensor type that holds most of its weights.
 _FILE_TYPES: Mapping[str, str] = {
     "Q6_K": "Q6_K", "Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M", "Q2_K": "Q2_K", "IQ4_XS": "IQ4_XS",
@@ -52,6 +58,14 @@ _FILE_TYPES: Mapping[str, str] = {
     "IQ1_M": "IQ1_M", "F32": "F32", "F16": "F16", "Q8_0": "Q8_0", "Q5_1": "Q5_1", "Q5_0": "Q5_0", "IQ4_NL": "IQ4_NL",
 }  # fmt: skip
 _BLOCKS = {name: block for name, block, _ in TENSOR_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What `--method gptq` measures a mix with."""
+
+    calibration: Calibration
+    device: Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,12 @@ def choose_recipe(
     calibration: Path | None,
     threads: int,
     progress: StageProgress,
+    rounding: Rounding | None = None,
 ) -> Recipe:
-    """Measure, choose and return the mix; UsageError when no mix is that small."""
+    """Measure, choose and return the mix; UsageError when no mix is that small.
+
+    rounding: of the matrices that `--method gptq` rounds; None for llama.cpp's alone.
+    """
     model = read_model(source)
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     row = target.placeholder
@@ -88,17 +106,24 @@ def choose_recipe(
     if options.imatrix is not None:
         importance, _ = match_entries(options.imatrix, {t.name: t.shape for t in tensors})
     candidates = {t.name: _candidates(t, importance, _bpw(budget, tensors)) for t in tensors}
-    errors = _errors(tensors, candidates, importance, threads, progress)
-    sensitivity = dict.fromkeys(candidates, 1.0)
-    if calibration is not None:
+    costs = (
+        {}
+        if rounding is None
+        else _rounded_costs(source, tensors, importance, options, rounding, threads, progress)
+    )
+    others = [t for t in tensors if t.name not in costs]
+    errors = _errors(others, candidates, importance, threads, progress)
+    sensitivity = {t.name: 1.0 for t in others}
+    if calibration is not None and others:
         sensitivity = _sensitivity(
-            source, tensors, errors, importance, read_text(calibration), threads, progress
+            source, others, errors, importance, read_text(calibration), threads, progress
         )
+    costs |= {
+        t.name: {kind: sensitivity[t.name] * errors[t.name][kind] for kind in candidates[t.name]}
+        for t in others
+    }
     choices = {
-        t.name: {
-            kind: Choice(_n_bytes(t, kind), sensitivity[t.name] * errors[t.name][kind])
-            for kind in candidates[t.name]
-        }
+        t.name: {kind: Choice(_n_bytes(t, kind), costs[t.name][kind]) for kind in candidates[t.name]}
         for t in tensors
     }
     chosen = allocate(choices, budget)
@@ -142,6 +167,34 @@ def _candidates(tensor: ModelTensor, importance: Importance, bpw: float) -> list
         if tensor.n_per_row % _BLOCKS[kind] == 0
         and (tensor.name in importance or not requires_imatrix("", kind, ""))
     ]
+
+
+def _rounded_costs(
+    source: ModelSource,
+    tensors: Sequence[ModelTensor],
+    importance: Importance,
+    options: Options,
+    rounding: Rounding,
+    threads: int,
+    progress: StageProgress,
+) -> dict[str, dict[str, float]]:
+    """Return {tensor: {tensor type: expected divergence}} of the matrices that --method gptq rounds."""
+    types = {}
+    for tensor in tensors:
+        measured = next((kind for kind in _ROUNDED if tensor.n_per_row % _BLOCKS[kind] == 0), None)
+        if measured is not None and tensor.name != _POSITION_TABLE:
+            # Whatever the target, so that the next one finds the costs in the cache.
+            kinds = _candidates(tensor, importance, 0.0)
+            types[tensor.name] = [measured, *(kind for kind in kinds if kind != measured)]
+    return survey_model(
+        source,
+        types,
+        options.imatrix,
+        rounding.calibration,
+        device=rounding.device,
+        threads=threads,
+        progress=lambda done, total: progress("measuring costs", done, total),
+    )
 
 
 def _errors(

@@ -5,7 +5,7 @@ Paths are absolute. `chunks` is an .npy file of token ids (n_chunks, n_ctx).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -65,6 +65,24 @@ class RoundJob:
     threads: int
     device: Literal["cpu", "cuda"]
     present: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufSurveyJob:
+    """Measure what each matrix of `source` costs in each of its `types`, rounded as a RoundJob rounds it.
+
+    types: by tensor; the first is measured, the others are compared with it. importance: as in a RoundJob.
+    """
+
+    runs: ClassVar[str] = "ggtool.calibration.tasks:survey_gguf"
+    task: ClassVar[str] = "mix"
+
+    source: ModelSource
+    types: Mapping[str, Sequence[str]]
+    importance: Path
+    chunks: Path
+    threads: int
+    device: Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)

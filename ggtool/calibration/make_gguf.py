@@ -33,7 +33,12 @@ from ggtool.system.progress import Notify, StageProgress
 
 if TYPE_CHECKING:
     from ggtool.calibration.gguf_mix import SizeTarget
+    from ggtool.calibration.packed import Calibration
     from ggtool.calibration.spread import Spread
+
+
+# Chunks that a mix is chosen with: costs of types are compared, so fewer do than for rounding.
+_MIX_CHUNKS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +199,14 @@ def _make(
     if recipe:
         recipe.check_imatrix(options.imatrix)
     if request.target:
-        from ggtool.calibration.gguf_mix import choose_recipe
+        from ggtool.calibration.gguf_mix import Rounding, choose_recipe
 
-        recipe = choose_recipe(source, request.target, options, request.calibration, threads, progress)
+        measured = None
+        if request.method == "gptq":
+            measured = Rounding(*_calibration(request, source, _MIX_CHUNKS, most=_MIX_CHUNKS))
+        recipe = choose_recipe(
+            source, request.target, options, request.calibration, threads, progress, measured
+        )
         formats, options = [recipe.format], replace(options, recipe=recipe.tensors)
     if spread is not None:
         rounding = request if request.method == "gptq" else None
@@ -232,36 +242,38 @@ def rounded(
     progress: StageProgress,
 ) -> Options:
     """Return the options with the tensors of one file rounded by error feedback, and with keys that say so."""
-    from ggtool.backends.device import choose_device
-    from ggtool.calibration.gguf_gptq.make import (
-        CHUNK_TOKENS,
-        DEFAULT_CHUNKS,
-        recipe,
-        round_model,
-    )
-    from ggtool.calibration.packed import read_calibration
+    from ggtool.calibration.gguf_gptq.make import DEFAULT_CHUNKS, recipe, round_model
 
-    assert request.calibration is not None
     assert options.imatrix is not None
-    calibration = read_calibration(
-        source,
-        request.calibration,
-        request.calibration_chunks or None,
-        default=DEFAULT_CHUNKS,
-        n_tokens=CHUNK_TOKENS,
-    )
+    calibration, device = _calibration(request, source, DEFAULT_CHUNKS)
     found = round_model(
         source,
         {name: kind for name, _, kind in plan_tensors(source, fmt, options)},
         options.imatrix,
         calibration,
-        device=choose_device(request.device),
+        device=device,
         threads=threads,
         progress=lambda done, total: progress(f"rounding {fmt.name}", done, total),
     )
     if not found.facts:  # no tensor of a type that is rounded so
         return options
     return replace(options, rounded=found.tensors, method=f"gptq: {recipe(calibration, found)}")
+
+
+def _calibration(
+    request: ConvertRequest, source: ModelSource, default: int, most: int | None = None
+) -> tuple[Calibration, Literal["cpu", "cuda"]]:
+    """Return the chunks that are calibrated on, `default` of them unless told otherwise, at `most` so many, and the device."""
+    from ggtool.backends.device import choose_device
+    from ggtool.calibration.gguf_gptq.make import CHUNK_TOKENS
+    from ggtool.calibration.packed import read_calibration
+
+    assert request.calibration is not None
+    n_chunks = request.calibration_chunks or None
+    if most is not None and n_chunks is not None:
+        n_chunks = min(n_chunks, most)
+    found = read_calibration(source, request.calibration, n_chunks, default=default, n_tokens=CHUNK_TOKENS)
+    return found, choose_device(request.device)
 
 
 def _source(request: ConvertRequest, notify: Notify) -> ModelSource:

@@ -11,8 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from ggtool.calibration.calibrated_model import calibrate_model
 from ggtool.calibration.gguf_gptq.model import Plan, quantize_model
+from ggtool.calibration.gguf_gptq.survey import Asked
+from ggtool.calibration.gguf_gptq.survey import survey as gguf_survey
 from ggtool.calibration.gradient_sums import gradient_sums
-from ggtool.calibration.jobs import GradientJob, PackJob, RoundJob, SurveyJob
+from ggtool.calibration.jobs import GgufSurveyJob, GradientJob, PackJob, RoundJob, SurveyJob
 from ggtool.calibration.torch_survey import survey as survey_matrices
 from ggtool.quantizers.saving import make_quantizer, save_quantized
 from ggtool.system.progress import Progress
@@ -55,6 +57,14 @@ def round_gguf(job: RoundJob, progress: Progress) -> Outcome:
     plan = Plan(job.types, importance, job.folder, job.threads, job.present)
     quantize_model(job.source, plan, chunks, job.device, progress)
     return Outcome({}, {}, {})
+
+
+def survey_gguf(job: GgufSurveyJob, progress: Progress) -> Outcome:
+    """Measure what each matrix of a checkpoint costs in GGUF's tensor types."""
+    torch.set_num_threads(job.threads)
+    chunks = torch.from_numpy(np.load(job.chunks)).long()
+    asked = Asked(job.types, load_file(job.importance), job.threads)
+    return Outcome(dict(gguf_survey(job.source, asked, chunks, job.device, progress)), {}, {})
 
 
 def weigh_inputs(job: GradientJob, progress: Progress) -> Outcome:

@@ -107,7 +107,7 @@ def make(arguments: argparse.Namespace, file: File) -> Path:
         calibration_chunks=arguments.calibration_chunks,
         method="gptq" if file.method == "gptq" else "imatrix",
         device=arguments.device if file.method == "gptq" else "cpu",
-        threads=arguments.threads,
+        threads=arguments.mix_threads or arguments.threads if file.is_mix else arguments.threads,
     )
     convert(request)
     print(f"{path.name}: made in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -450,6 +450,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kept", type=int, default=16, help="windows of the reference a worker keeps")
     parser.add_argument("--makers", type=int, default=1, help="files made at once")
     parser.add_argument("--threads", type=int, default=1, help="of each maker")
+    parser.add_argument("--mix-threads", type=int, default=0, help="of a maker of a mix; 0 is --threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --method gptq")
     parser.add_argument("--figure", type=Path, help="draw divergence against bytes, an SVG file")
     parser.add_argument(

@@ -177,3 +177,28 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UsageError):
             read_recipe(tmp_path / "bad.json")
+
+
+@pytest.mark.slow
+def test_a_mix_for_gptq_goes_by_what_its_own_rounding_costs(
+    tiny_gpt2: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 3)
+    flags = ("--model", tiny_gpt2, "--calibration", text, "--target-bpw", 5)
+    ggtool(*flags, "-o", tmp_path / "stock", env=environment)
+    ggtool(*flags, "--method", "gptq", "-o", tmp_path / "ours", env=environment)
+    name = f"{tiny_gpt2.name}-5bpw"
+    ours = open_artifact(tmp_path / "ours" / f"{name}.gguf")
+    assert 4.8 < ours.bpw <= 5
+    assert "gptq" in str(ours.header.metadata)
+    expected = [
+        read_recipe(tmp_path / folder / f"{name}.recipe.json").expected_kld for folder in ("stock", "ours")
+    ]
+    assert None not in expected
+    assert 0 < expected[1] < expected[0]  # type: ignore[operator]  # neither is None
+    costs = json.loads(next(Path(environment["GGTOOL_CACHE"]).rglob("*-costs.json")).read_text())
+    assert set(costs) > {"token_embd.weight", "blk.0.attn_qkv.weight", "blk.1.ffn_down.weight"}
+    for of in costs.values():
+        assert of["Q8_0"] < of["Q5_0"] < of["IQ4_NL"]
+        assert "Q4_0" not in of or of["Q5_0"] < of["Q4_0"]

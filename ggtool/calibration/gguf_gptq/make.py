@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from ggtool.calibration.cached import rounded_folder
 from ggtool.calibration.gguf_gptq.stored import StoredTensors
-from ggtool.calibration.jobs import RoundJob
+from ggtool.calibration.jobs import GgufSurveyJob, RoundJob
 from ggtool.calibration.packed import Calibration
 from ggtool.conversion.architectures import find_architecture
 from ggtool.errors import UsageError
@@ -25,7 +26,8 @@ from ggtool.gguf.imatrix import ImportanceMatrix
 from ggtool.gguf.model import Artifact
 from ggtool.source.resolve import ModelSource
 from ggtool.system import worker
-from ggtool.system.files import file_sha256
+from ggtool.system.atomic import atomic_output
+from ggtool.system.files import file_sha256, read_json
 from ggtool.system.progress import Progress
 
 # Of the calibration text, unless --calibration-chunks says otherwise.
@@ -77,6 +79,41 @@ def check_source(source: ModelSource) -> None:
         )
 
 
+def survey_model(
+    source: ModelSource,
+    types: Mapping[str, Sequence[str]],
+    imatrix: ImportanceMatrix | None,
+    calibration: Calibration,
+    *,
+    device: Literal["cpu", "cuda"],
+    threads: int,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """Return {tensor: {tensor type: expected divergence in nats}} of the matrices that are rounded here, out of the cache if it is there.
+
+    types: what a tensor might become; the divergence is measured with the first of them. Raises MeasureError as `round_model` does.
+    """
+    check_source(source)
+    importance = _importance(imatrix, types)
+    digest = _digest({name: list(kinds) for name, kinds in types.items()}, importance, calibration)
+    path = rounded_folder(source) / f"{digest.hexdigest()[:16]}-costs.json"
+    if not path.exists():
+        with _inputs(calibration, importance) as (chunks, weights):
+            job = GgufSurveyJob(
+                source=replace(source, folder=source.folder.resolve()),
+                types=dict(types),
+                importance=weights,
+                chunks=chunks,
+                threads=threads,
+                device=device,
+            )
+            outcome = worker.run(job, progress)
+        with atomic_output(path, force=True) as temporary:
+            temporary.write_text(json.dumps(outcome.numbers, indent=2))
+    found: dict[str, dict[str, float]] = read_json(path)
+    return found
+
+
 def round_model(
     source: ModelSource,
     types: Mapping[str, str],
@@ -95,21 +132,14 @@ def round_model(
     Raises MeasureError with the reason when the child cannot make them.
     """
     check_source(source)
-    entries = {} if imatrix is None else imatrix.entries
-    importance = {name: entry.weights() for name, entry in entries.items()}
-    digest = hashlib.sha256(json.dumps(sorted(types.items())).encode())
-    for name in sorted(importance):
-        digest.update(name.encode() + importance[name].tobytes())
-    digest.update(calibration.sha256.encode())
+    importance = _importance(imatrix, types)
+    digest = _digest(dict(types), importance, calibration)
     if present is not None:
         digest.update(file_sha256(present.path).encode())
     folder = rounded_folder(source) / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if any(kind in GRIDS for kind in types.values()):
-        with tempfile.TemporaryDirectory(prefix="ggtool-calibrate-") as scratch:
-            chunks, weights = Path(scratch) / "chunks.npy", Path(scratch) / "importance.safetensors"
-            np.save(chunks, calibration.chunks)
-            save_file({name: array for name, array in importance.items() if name in types}, weights)
+        with _inputs(calibration, importance) as (chunks, weights):
             job = RoundJob(
                 # A copy without what was read so far: it goes to another process.
                 source=replace(source, folder=source.folder.resolve()),
@@ -124,3 +154,31 @@ def round_model(
             worker.run(job, progress)
     stored = StoredTensors(folder)
     return RoundedModel(stored, stored.facts)
+
+
+def _importance(imatrix: ImportanceMatrix | None, names: Iterable[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the importance of the inputs of those tensors that have one."""
+    entries = {} if imatrix is None else imatrix.entries
+    return {name: entries[name].weights() for name in names if name in entries}
+
+
+def _digest(
+    types: Mapping[str, Any], importance: Mapping[str, npt.NDArray[np.float32]], calibration: Calibration
+) -> hashlib._Hash:
+    digest = hashlib.sha256(json.dumps(sorted(types.items())).encode())
+    for name in sorted(importance):
+        digest.update(name.encode() + importance[name].tobytes())
+    digest.update(calibration.sha256.encode())
+    return digest
+
+
+@contextmanager
+def _inputs(
+    calibration: Calibration, importance: Mapping[str, npt.NDArray[np.float32]]
+) -> Iterator[tuple[Path, Path]]:
+    """Yield two files for a child: the chunks and the importance."""
+    with tempfile.TemporaryDirectory(prefix="ggtool-calibrate-") as scratch:
+        chunks, weights = Path(scratch) / "chunks.npy", Path(scratch) / "importance.safetensors"
+        np.save(chunks, calibration.chunks)
+        save_file(dict(importance), weights)
+        yield chunks, weights
