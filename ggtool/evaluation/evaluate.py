@@ -57,14 +57,21 @@ def evaluate(
     Numbers in `known` (`ggtool.evaluation.record_keys.find_known`) are copied into the record and not measured again.
     on_part gets what is known of a record so far, each time that something was measured.
     """
-    scheduler = here(what)
-    for target in what.targets:
-        one, watch = replace(what, targets=(target,)), Relay(partial(_relayed, progress, target))
-        for measured in measure_rows(one, scheduler, watch, known):
+    watch, in_order = (
+        Relay(partial(_relayed, progress, list(dict.fromkeys(what.targets)))),
+        iter(what.targets),
+    )
+    whole: dict[Target, EvalRecord] = {}
+    next_up = next(in_order, None)
+    with worker.forking():
+        for measured in measure_rows(what, here(what), watch, known, on_one_machine=True):
             if measured.is_whole:
-                yield measured.record
+                whole[measured.target] = measured.record
             elif not measured.record.failure:
                 on_part(measured.record)
+            while next_up is not None and next_up in whole:
+                yield whole[next_up]
+                next_up = next(in_order, None)
 
 
 def here(what: Plan) -> LocalScheduler:
@@ -82,11 +89,18 @@ class Measured:
 
 
 def measure_rows(
-    what: Plan, scheduler: Scheduler, watch: Watch, known: Known | None = None
+    what: Plan,
+    scheduler: Scheduler,
+    watch: Watch,
+    known: Known | None = None,
+    *,
+    on_one_machine: bool = False,
 ) -> Iterator[Measured]:
     """Measure targets on a scheduler's nodes and yield their records as they come, in parts first and then whole.
 
     Speed and memory are measured on nodes of one kind, that of which there are most, so that they can be compared.
+    on_one_machine: the scheduler runs works here, in order. Rows then keep for each other what all of them compute, and memory comes first of
+    all: the pages of a library belong in parts to each process that has it (PSS), and processes with torch in them wait here later on.
     """
     kept = known or {}
     kind = _commonest_kind(scheduler.nodes)
@@ -95,10 +109,12 @@ def measure_rows(
         folder = Path(name)
         what.tokens.save(folder / "tokens.npz")
         (folder / "text.txt").write_bytes(what.text.text.encode())
+        if on_one_machine:
+            (folder / "shared").mkdir()
         works = []
         for number, (target, row) in enumerate(open_rows.items()):
             for task in row.to_do:
-                job = _job(what, target, task, folder)
+                job = _job(what, target, task, folder, folder / "shared" if on_one_machine else None)
                 timeout_s = what.request.timeout_s
                 if timeout_s is not None and task == "speed":
                     timeout_s += what.request.wait_s  # waiting for a quiet machine does not count
@@ -117,6 +133,8 @@ def measure_rows(
             if not row.to_do:
                 yield Measured(target, row.record(scheduler.nodes[0]), is_whole=True)
         targets = list(open_rows)
+        if on_one_machine:
+            works.sort(key=lambda work: not work.key.endswith(" memory"))
         for done in scheduler.run(works, watch):
             place, _, task_name = done.work.key.partition(" ")
             row = open_rows[targets[int(place)]]
@@ -139,9 +157,12 @@ class _OpenRow:
         """Take in how a task ended."""
         self.to_do.remove(task)
         if done.failure:
-            self._failures.append(done.failure)
             if task == "quality":
+                # A model that cannot be scored has no other numbers either.
                 self.to_do.clear()
+                self._failures.clear()
+                self._outcomes.clear()
+            self._failures.append(done.failure)
         else:
             self._outcomes[task] = done
 
@@ -195,8 +216,10 @@ class _Judge:
         return replace(done, result=replace(done.result, numbers={ANSWERS: result}))
 
 
-def _relayed(progress: EvalProgress, target: Target, _work: Work, stage: str, done: int, total: int) -> None:
-    progress(target, stage, done, total)
+def _relayed(
+    progress: EvalProgress, targets: Sequence[Target], work: Work, stage: str, done: int, total: int
+) -> None:
+    progress(targets[int(work.key.partition(" ")[0])], stage, done, total)
 
 
 def _commonest_kind(nodes: Sequence[Node]) -> str:
@@ -204,7 +227,7 @@ def _commonest_kind(nodes: Sequence[Node]) -> str:
     return max(kinds, key=lambda kind: kinds[kind]) if kinds else ""
 
 
-def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
+def _job(what: Plan, target: Target, task: Task, folder: Path, shared: Path | None) -> worker.Job:
     request, tokens = what.request, folder / "tokens.npz"
     items = what.items_of(task)
     if items is not None:
@@ -226,6 +249,7 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
         return MemoryJob(model, tokens=tokens)
     # A model is its own reference: there is nothing to compare.
     reference = what.reference if what.reference != target else None
+    compared = None if what.reference is None else what.to_open(what.reference, "eager")
     return QualityJob(
         model,
         tokens=tokens,
@@ -238,6 +262,8 @@ def _job(what: Plan, target: Target, task: Task, folder: Path) -> worker.Job:
         reference=None
         if reference is None
         else Reference(what.to_open(reference, "eager"), reference.label, reference.sha256),
+        shared=shared,
+        is_reference=model == compared,
     )
 
 

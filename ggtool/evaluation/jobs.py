@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
-from ggtool.backends import LoadOptions
+from ggtool.backends import RUNTIMES, LoadOptions
 from ggtool.formats import Format
 
 # One of TASKS, or "answers:NAME", the answers to a task of `--tasks`.
@@ -48,6 +48,23 @@ class ModelJob:
         """Number of CPU threads the model computes with."""
         return self.model.options.threads
 
+    def models(self) -> Sequence[ModelToOpen]:
+        """Return the models that are opened."""
+        return (self.model,)
+
+
+@dataclass(frozen=True)
+class TorchJob(ModelJob):
+    """A task whose numbers do not depend on when torch was imported."""
+
+    @property
+    def imports(self) -> str | None:
+        """The runtime of transformers, where a model needs it on a CPU. CUDA does not live on in a forked process."""
+        needs_it = any(
+            model.format.runtime == "huggingface" and model.options.device == "cpu" for model in self.models()
+        )
+        return RUNTIMES["huggingface"].partition(":")[0] if needs_it else None
+
 
 @dataclass(frozen=True)
 class TokenizeJob:
@@ -64,11 +81,12 @@ class TokenizeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityJob(ModelJob):
+class QualityJob(TorchJob):
     """Score a text: perplexity, and divergence from a reference where there is one.
 
     text: the UTF-8 file to tokenize with a GGUF's own vocabulary and compare with `tokens`, of whose ids the first
-    `max_tokens` are there (0: all); None to skip that. n_chunks 0 is the whole text.
+    `max_tokens` are there (0: all); None to skip that. n_chunks 0 is the whole text. shared: a folder in which jobs with the same
+    text, windows and reference keep for each other what all of them need; is_reference: the model is what others are compared with.
     """
 
     runs: ClassVar[str] = "ggtool.evaluation.tasks:quality"
@@ -82,10 +100,16 @@ class QualityJob(ModelJob):
     n_chunks: int = 0
     words_per_byte: float = 0.0
     reference: Reference | None = None
+    shared: Path | None = None
+    is_reference: bool = False
+
+    def models(self) -> Sequence[ModelToOpen]:
+        """Return the model and what it is compared with."""
+        return (self.model,) if self.reference is None else (self.model, self.reference.model)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedJob(ModelJob):
+class SpeedJob(TorchJob):
     """Time loading, prompts and generation; `prompts`, `depths` and `batches` are further lengths and sizes.
 
     wait_s: seconds to wait, in total, for other load to end.

@@ -13,7 +13,6 @@ from typing import Any
 from ggtool import backends
 from ggtool.backends import RUNTIMES, Backend
 from ggtool.corpus import Tokens
-from ggtool.errors import MeasureError
 from ggtool.evaluation.jobs import (
     ContinueJob,
     MemoryJob,
@@ -27,8 +26,10 @@ from ggtool.evaluation.metrics import memory as memory_metric
 from ggtool.evaluation.metrics import speed as speed_metric
 from ggtool.evaluation.metrics.continuation import Draw, continue_tokens
 from ggtool.evaluation.metrics.disturbance import Watch
+from ggtool.evaluation.metrics.kept_states import kept_states
 from ggtool.evaluation.metrics.perplexity import Scored
 from ggtool.evaluation.metrics.windows import Window, cut
+from ggtool.evaluation.vocabulary_check import check_vocabulary
 from ggtool.formats import Format
 from ggtool.system.imports import import_large
 from ggtool.system.progress import Progress
@@ -44,18 +45,29 @@ def tokenize(job: TokenizeJob, _progress: Progress) -> Outcome:
 def quality(job: QualityJob, progress: Progress) -> Outcome:
     """Measure perplexity, and divergence from the reference where there is one."""
     tokens = Tokens.load(job.tokens)
-    _check_vocabulary(job, tokens)
+    if job.text is not None:
+        check_vocabulary(job.model.path, job.text, tokens, job.max_tokens, job.shared)
     windows = cut(
         job.protocol, len(tokens.ids), job.model.options.n_ctx, n_chunks=job.n_chunks, stride=job.stride
     )
     scored = _scored(job, tokens, windows)
+    n_rows = sum(window.n_scored for window in windows)
+    # Of a model on a GPU they would have to travel.
+    on_cpu = job.model.options.device == "cpu"
+    states = job.shared / "reference.states" if job.shared is not None and on_cpu else None
     with closing(_open(job.model)) as backend:
         if job.reference is None:
-            losses = perplexity.token_losses(backend, tokens.ids, windows, bos=tokens.bos, progress=progress)
+            with kept_states(backend, states if job.is_reference else None, n_rows) as source:
+                losses = perplexity.token_losses(
+                    source, tokens.ids, windows, bos=tokens.bos, threads=job.threads, progress=progress
+                )
             return _outcome({"perplexity": asdict(perplexity.summarize(losses, scored))}, backend, job.model)
-        with closing(_open(job.reference.model)) as reference:
+        with (
+            closing(_open(job.reference.model)) as reference,
+            kept_states(reference, states, n_rows) as source,
+        ):
             result = divergence.compare(
-                backend, reference, tokens.ids, windows, bos=tokens.bos, progress=progress
+                backend, source, tokens.ids, windows, bos=tokens.bos, threads=job.threads, progress=progress
             )
         summary = divergence.summarize(
             result, reference=job.reference.label, reference_sha256=job.reference.sha256
@@ -140,20 +152,3 @@ def _runtime(fmt: Format) -> Any:
 def _outcome(numbers: dict[str, Any], backend: Backend, model: ModelToOpen) -> Outcome:
     versions = {**_runtime(model.format).runtime_versions(), "engine": backend.engine}
     return Outcome(numbers, asdict(backend.footprint()), versions)
-
-
-def _check_vocabulary(job: QualityJob, tokens: Tokens) -> None:
-    """Refuse a GGUF whose own vocabulary would have made other ids of the text."""
-    if job.text is None:
-        return
-    text = job.text.read_bytes().decode()
-    made = _runtime(job.model.format).tokenize_with(job.model.path, text).first(job.max_tokens)
-    own, expected = made.ids.tolist(), tokens.ids.tolist()
-    if own == expected and made.bos == tokens.bos:
-        return
-    shorter = min(len(own), len(expected))
-    at = next((i for i in range(shorter) if own[i] != expected[i]), shorter)
-    raise MeasureError(
-        f"the GGUF's vocabulary gives other token ids than the checkpoint's tokenizer (first at token {at} of "
-        f"{len(expected)}); numbers on different tokens cannot be compared. Convert the model again."
-    )

@@ -17,12 +17,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from ggtool import errors
 from ggtool.errors import GgtoolError
+from ggtool.system.fork_server import ForkedProcess, ForkServer
+from ggtool.system.interrupts import shielded
 
 Message = dict[str, Any]
 
@@ -33,29 +35,42 @@ _LOG_TAIL_BYTES = 1 << 16
 class Child:
     """A running module; close it, or use it in a `with` block, and nothing of it is left behind."""
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start `python -m module` with `environment` on top of this process's own."""
+    def __init__(
+        self, module: str, environment: Mapping[str, str] | None = None, server: ForkServer | None = None
+    ) -> None:
+        """Start `python -m module` with `environment` on top of this process's own.
+
+        server: what forks the child instead, in the environment that it was started with; ConnectionError where it is gone.
+        """
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         self._pending = b""
         reader, writer = os.pipe()
+        stdin, requests = os.pipe()
         self._events = os.fdopen(reader, "rb", buffering=0)
+        self._requests = os.fdopen(requests, "wb")
+        self._process: subprocess.Popen[bytes] | ForkedProcess
         try:
             # A shield while it starts: the child inherits the mask, and Ctrl-C is the parent's to handle.
-            with _shielded():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", module, str(writer)],
-                    stdin=subprocess.PIPE,
-                    stdout=self._log,
-                    stderr=self._log,
-                    pass_fds=[writer],
-                    env={**os.environ, **_QUIET_ABORT, **(environment or {})},
-                )
+            with shielded():
+                if server is not None:
+                    self._process = server.fork(module, writer, stdin, self._log.fileno())
+                else:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-m", module, str(writer)],
+                        stdin=stdin,
+                        stdout=self._log,
+                        stderr=self._log,
+                        pass_fds=[writer],
+                        env={**os.environ, **QUIET_ABORT, **(environment or {})},
+                    )
         except BaseException:
+            self._requests.close()
             self._events.close()
             self._log.close()
             raise
         finally:
             os.close(writer)
+            os.close(stdin)
 
     def __enter__(self) -> Child:
         return self
@@ -69,10 +84,9 @@ class Child:
 
     def write(self, request: bytes) -> None:
         """Send one request as it is; a child that is dead is noticed by `receive`."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), _shielded():  # half a request would be the end of the conversation
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
+        with suppress(BrokenPipeError), shielded():  # half a request would be the end of the conversation
+            self._requests.write(request)
+            self._requests.flush()
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
         """Return the next event, None when the child has ended; TimeoutError after `timeout_s`."""
@@ -81,12 +95,12 @@ class Child:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not select.select([self._events], [], [], left)[0]:
                 raise TimeoutError
-            with _shielded():  # what was read must not get lost on the way to where it is kept
+            with shielded():  # what was read must not get lost on the way to where it is kept
                 block = os.read(self._events.fileno(), 1 << 16)
                 self._pending += block
             if not block:
                 return None
-        with _shielded():
+        with shielded():
             line, self._pending = self._pending[:end], self._pending[end + 1 :]
         event: Message = json.loads(line)
         return event
@@ -114,9 +128,8 @@ class Child:
         """End it now, whatever it is doing; closing twice is allowed."""
         self._process.kill()
         self._process.wait()
-        assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._requests.close()
         self._events.close()
         self._log.close()
 
@@ -150,7 +163,7 @@ class Parent:
 
 
 # ggml prints a backtrace when it aborts, through a debugger where there is one: seconds, and not the reason.
-_QUIET_ABORT = {"GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
+QUIET_ABORT = {"GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def as_event(error: GgtoolError) -> Message:
@@ -164,13 +177,3 @@ def raise_error(event: Message) -> None:
     if "error" in event:
         name, message = event["error"]
         raise getattr(errors, name)(message)
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    """Hold back Ctrl-C for a moment."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

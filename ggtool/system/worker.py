@@ -1,6 +1,7 @@
 """Run one task in a child process, so that a crash of native code is an error message and not the end of ggtool.
 
-The parent writes the pickled job on the child's stdin; `ggtool.system.child` has the pipes between the two.
+The parent writes the pickled job on the child's stdin; `ggtool.system.child` has the pipes between the two. Inside `forking`, jobs that
+allow it are forked from a process that has imported their libraries, and compute the same numbers some seconds earlier.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import pickle
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ggtool.errors import GgtoolError, MeasureError
-from ggtool.system.child import Child
+from ggtool.system.child import QUIET_ABORT, Child
+from ggtool.system.fork_server import ForkServer
 from ggtool.system.progress import Progress
+
+_MODULE = "ggtool.system.worker"
 
 
 class Job(Protocol):
@@ -37,6 +44,16 @@ class Job(Protocol):
         ...
 
 
+@runtime_checkable
+class ForkableJob(Job, Protocol):
+    """A job whose numbers are the same in a process that is forked from one with its libraries imported."""
+
+    @property
+    def imports(self) -> str | None:
+        """The module to have imported; None where the child would not import it, or must be a process of its own after all."""
+        ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of a task: parts of a record by name, the model's footprint, library versions."""
@@ -48,8 +65,9 @@ class Outcome:
 
 def run(job: Job, progress: Progress = lambda done, total: None, timeout_s: float | None = None) -> Outcome:
     """Do `job` in a child; MeasureError says how the child ended when it did not answer."""
+    server = _server_for(job)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with Child("ggtool.system.worker", _environment(job.threads)) as child:
+    with _start(job, server) as child:
         child.write(pickle.dumps(job))
         while True:
             try:
@@ -63,6 +81,54 @@ def run(job: Job, progress: Progress = lambda done, total: None, timeout_s: floa
             if "outcome" in event:
                 return Outcome(**event["outcome"])
             progress(event["done"], event["total"])
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Fork jobs that allow it meanwhile, from a server that starts with the first of them and ends with this block.
+
+    It shares its libraries' memory with every process that has them: what measures a process's memory must come before.
+    """
+    with ExitStack() as servers:
+        token = _forking.set(_Servers(servers))
+        try:
+            yield
+        finally:
+            _forking.reset(token)
+
+
+class _Servers:
+    """The servers of a `forking` block, by what their children need."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._running: dict[tuple[str, int], ForkServer] = {}
+
+    def ready(self, imports: str, threads: int) -> ForkServer | None:
+        """Return a server, started when it is first asked for; None where it cannot fork safely."""
+        key = imports, threads
+        if key not in self._running:
+            server = ForkServer(imports, {**QUIET_ABORT, **_environment(threads)})
+            self._running[key] = self._stack.enter_context(server)
+        server = self._running[key]
+        return server if server.is_ready else None
+
+
+_forking: ContextVar[_Servers | None] = ContextVar("_forking", default=None)
+
+
+def _server_for(job: Job) -> ForkServer | None:
+    servers = _forking.get()
+    if servers is None or not isinstance(job, ForkableJob) or job.imports is None:
+        return None
+    return servers.ready(job.imports, job.threads)
+
+
+def _start(job: Job, server: ForkServer | None) -> Child:
+    if server is not None:
+        with suppress(ConnectionError):  # the server was killed, which must not be the job's end
+            return Child(_MODULE, server=server)
+    return Child(_MODULE, _environment(job.threads))
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -10,10 +10,11 @@ import pytest
 from in_process import measured_here
 from tiny_models import TEXT
 
-from ggtool.errors import UsageError
+from ggtool.errors import MeasureError, UsageError
 from ggtool.evaluation.evaluate import evaluate, here, measure_rows
 from ggtool.evaluation.plan import Plan, plan
 from ggtool.evaluation.request import EvalRequest
+from ggtool.evaluation.target import Target
 from ggtool.results.records import BESIDE, EvalRecord
 from ggtool.system.schedule.work import Done, Silent, Watch, Work
 
@@ -58,9 +59,14 @@ def test_children_measure_each_format_whole(
     request_: EvalRequest, records: dict[str, EvalRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
-    for record in evaluate(
-        plan(replace(request_, backends=["scratch-int8", "gguf-q4_0"]), ignore, ignore), ignore
-    ):
+    order: list[tuple[str, str]] = []
+
+    def take(target: Target, stage: str, *_: object) -> None:
+        if (target.label, stage) not in order:
+            order.append((target.label, stage))
+
+    what = plan(replace(request_, backends=["scratch-int8", "gguf-q4_0"]), ignore, ignore)
+    for record in evaluate(what, take):
         assert record.failure == ""
         assert record.perplexity == records[record.format].perplexity
         assert record.divergence == records[record.format].divergence
@@ -71,6 +77,9 @@ def test_children_measure_each_format_whole(
         assert len(record.speed.tg_samples_s) == 2
         assert record.memory is not None
         assert record.memory.peak_rss_bytes > record.memory.base_rss_bytes > 0
+    # Memory before any process with torch in it waits to be forked.
+    assert [stage for _, stage in order] == ["memory", "memory", "quality", "speed", "quality", "speed"]
+    assert [label for label, _ in order[2:]] == ["scratch-int8"] * 2 + ["gguf-q4_0"] * 2
 
 
 def test_two_runtimes_agree_on_the_same_weights(records: dict[str, EvalRecord]) -> None:
@@ -187,7 +196,31 @@ def test_other_tokens_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path)
     )
     (record,) = evaluate(plan(request, ignore, ignore), ignore)
     assert "other token ids" in record.failure
-    assert record.perplexity is None
+    assert record.failure.count(":") == 1, "a model that cannot be scored fails once"
+    assert record.perplexity is record.memory is None
+
+
+def test_files_with_one_vocabulary_are_compared_with_the_text_once(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ggtool.backends.llama_cpp import vocab
+    from ggtool.conversion.convert import convert
+    from ggtool.evaluation.vocabulary_check import check_vocabulary
+    from ggtool.formats import find_qtype
+    from ggtool.source.resolve import from_folder
+
+    formats = [find_qtype("f32"), find_qtype("q8_0")]
+    convert(from_folder(tiny_gpt2), formats, lambda fmt: tmp_path / f"{fmt.name}.gguf")
+    first, second = sorted(tmp_path.glob("*.gguf"))
+    tokens = vocab.tokenize_with(first, corpus.read_text())
+    tried, inner = [], vocab.tokenize_with
+    monkeypatch.setattr(vocab, "tokenize_with", lambda path, text: tried.append(path) or inner(path, text))
+    for path in (first, second, first):
+        check_vocabulary(path, corpus, tokens, 0, tmp_path)
+    assert tried == [first]
+    other = replace(tokens, ids=tokens.ids[::-1])
+    with pytest.raises(MeasureError, match="other token ids"):
+        check_vocabulary(first, corpus, other, 0)
 
 
 def test_what_cannot_work_is_said_before_any_work(request_: EvalRequest) -> None:

@@ -132,17 +132,30 @@ class HuggingFaceBackend:
 
         A model that processes its logits further (Gemma 2 caps them) computes all of them first. Raises what `logits` raises.
         """
-        self._check_positions(tokens, start)
-        if not self._head_is_all:
+        states = self.final_states(tokens, start)
+        if states is None:
             whole = self.logits(tokens, start)
             yield from (whole[at : at + n_rows] for at in range(0, len(whole), n_rows))
             return
+        yield from self.head_blocks(states, tokens, start, n_rows)
+
+    def final_states(self, tokens: Sequence[int], start: int) -> Tensor | None:
+        """Return what the output head computes the logits from `start` on of: (len(tokens) - start, n_embd).
+
+        None where logits are more than the head's product. Raises UsageError as `logits` does.
+        """
+        self._check_positions(tokens, start)
+        if not self._head_is_all:
+            return None
         ids = torch.tensor([self._checked(tokens)], device=self._device)
         with torch.inference_mode():
-            hidden = self._model.base_model(ids, use_cache=False).last_hidden_state[0, start:]
-        for at in range(0, len(hidden), n_rows):
+            return cast(Tensor, self._model.base_model(ids, use_cache=False).last_hidden_state[0, start:])
+
+    def head_blocks(self, states: Tensor, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """Yield the logits of the final states of `tokens` from `start` on, `n_rows` at a time. Raises what `logits` raises."""
+        for at in range(0, len(states), n_rows):
             with torch.inference_mode():
-                block = self._model.get_output_embeddings()(hidden[at : at + n_rows]).float().cpu()
+                block = self._model.get_output_embeddings()(states[at : at + n_rows]).float().cpu()
             if not is_finite(block):
                 self.logits(tokens, start)  # raises, and names the module
             yield cast(Logits, block.numpy())

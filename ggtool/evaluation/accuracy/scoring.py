@@ -18,6 +18,7 @@ from ggtool.backends.text_backend import Vocabulary
 from ggtool.errors import MeasureError
 from ggtool.evaluation.accuracy.encoding import Pair, rolling_pairs
 from ggtool.evaluation.metrics.perplexity import BLOCK_ROWS, negative_log_likelihood
+from ggtool.evaluation.metrics.row_threads import RowThreads
 from ggtool.system.progress import Progress
 
 # Log-likelihood and whether greedy.
@@ -47,30 +48,35 @@ class Generation:
 
 
 def score_items(
-    backend: Backend, items: Sequence[Sequence[Pair]], progress: Progress = lambda done, total: None
+    backend: Backend,
+    items: Sequence[Sequence[Pair]],
+    progress: Progress = lambda done, total: None,
+    threads: int = 1,
 ) -> list[list[Answer]]:
     """Return the answers of each item's pairs. What the pairs of an item share is computed once, where the runtime can.
 
-    MeasureError for a continuation that is longer than the context of the model.
+    threads: for the sums over logits. MeasureError for a continuation that is longer than the context of the model.
     """
     answers: list[list[Answer]] = [[] for _ in items]
     done = 0
     branched = [number for number, pairs in enumerate(items) if not _is_long(pairs)]
     cut = {number: _cut(items[number], backend.n_ctx) for number in branched}
     rows = backend.branch_logits(cut[number] for number in branched)
-    for number in branched:
-        for pair in items[number]:
-            answers[number].append(_answer([next(rows)], pair.continuation))
-        done += 1
-        progress(done, len(items))
-    for number, pairs in enumerate(items):
-        if not _is_long(pairs):
-            continue
-        for pair in pairs:
-            text, start = _text(pair, backend.n_ctx)
-            answers[number].append(_answer(backend.logit_blocks(text, start, BLOCK_ROWS), pair.continuation))
-        done += 1
-        progress(done, len(items))
+    with RowThreads(threads) as pool:
+        for number in branched:
+            for pair in items[number]:
+                answers[number].append(_answer([next(rows)], pair.continuation, pool))
+            done += 1
+            progress(done, len(items))
+        for number, pairs in enumerate(items):
+            if not _is_long(pairs):
+                continue
+            for pair in pairs:
+                text, start = _text(pair, backend.n_ctx)
+                blocks = backend.logit_blocks(text, start, BLOCK_ROWS)
+                answers[number].append(_answer(blocks, pair.continuation, pool))
+            done += 1
+            progress(done, len(items))
     return answers
 
 
@@ -78,10 +84,11 @@ def score_texts(
     backend: SpeakingBackend,
     texts: Sequence[tuple[Sequence[int], int]],
     progress: Progress = lambda done, total: None,
+    threads: int = 1,
 ) -> list[Answer]:
     """Return the answer of each whole text: its token ids, scored from the first one on, and the token in front of it."""
     windows = [rolling_pairs(list(ids), prefix, backend.n_ctx) for ids, prefix in texts]
-    scored = iter(score_items(backend, [[window] for text in windows for window in text], progress))
+    scored = iter(score_items(backend, [[window] for text in windows for window in text], progress, threads))
     found = []
     for text in windows:
         answers = [next(scored)[0] for _ in text]
@@ -122,12 +129,14 @@ def _cut(pairs: Sequence[Pair], n_ctx: int) -> Branches:
     return branch(texts, starts)
 
 
-def _answer(blocks: Iterator[Logits] | list[Logits], continuation: Sequence[int]) -> Answer:
+def _answer(
+    blocks: Iterator[Logits] | list[Logits], continuation: Sequence[int], threads: RowThreads
+) -> Answer:
     targets = np.asarray(continuation, np.int32)
     total, greedy, at = 0.0, True, 0
     for rows in blocks:
         wanted = targets[at : at + len(rows)]
-        total -= float(negative_log_likelihood(rows, wanted).sum())
+        total -= float(negative_log_likelihood(rows, wanted, threads).sum())
         greedy = greedy and bool((rows.argmax(axis=1) == wanted).all())
         at += len(rows)
     assert at == len(targets)

@@ -12,22 +12,23 @@ llama-perplexity's --kl-divergence; Δp and same top are fractions here, percent
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.backends import Backend, Logits
+from ggtool.backends import Logits
 from ggtool.errors import MeasureError
 from ggtool.evaluation.metrics.perplexity import (
     BLOCK_ROWS,
-    ROWS_AT_ONCE,
+    LogitSource,
     Losses,
     Softmax,
     TokenIds,
     window_ids,
 )
+from ggtool.evaluation.metrics.row_threads import ROWS_AT_ONCE, RowThreads
 from ggtool.evaluation.metrics.windows import Window
 from ggtool.results.records import Divergence
 from ggtool.system.progress import Progress
@@ -45,12 +46,13 @@ class Comparison:
 
 
 def compare(
-    candidate: Backend,
-    reference: Backend,
+    candidate: LogitSource,
+    reference: LogitSource,
     tokens: TokenIds,
     windows: Sequence[Window],
     *,
     bos: int | None = None,
+    threads: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> Comparison:
     """Run both models over `windows` of `tokens` and compare them at every scored position.
@@ -63,18 +65,19 @@ def compare(
             f"{candidate.n_vocab}; their predictions cannot be compared."
         )
     parts = []
-    for index, window in enumerate(windows):
-        ids = window_ids(tokens, window, bos)
-        prompt, start, targets = ids[:-1].tolist(), window.first - 1, ids[window.first :]
-        blocks = zip(
-            candidate.logit_blocks(prompt, start, BLOCK_ROWS),
-            reference.logit_blocks(prompt, start, BLOCK_ROWS),
-            strict=True,
-        )
-        for at, (ours, theirs) in enumerate(blocks):
-            block_targets = targets[at * BLOCK_ROWS : (at + 1) * BLOCK_ROWS]
-            parts.append(_compare_rows(ours, theirs, block_targets))
-        progress(index + 1, len(windows))
+    with RowThreads(threads) as rows:
+        for index, window in enumerate(windows):
+            ids = window_ids(tokens, window, bos)
+            prompt, start, targets = ids[:-1].tolist(), window.first - 1, ids[window.first :]
+            blocks = zip(
+                candidate.logit_blocks(prompt, start, BLOCK_ROWS),
+                reference.logit_blocks(prompt, start, BLOCK_ROWS),
+                strict=True,
+            )
+            for at, (ours, theirs) in enumerate(blocks):
+                block_targets = targets[at * BLOCK_ROWS : (at + 1) * BLOCK_ROWS]
+                parts.append(_compare_rows(ours, theirs, block_targets, rows))
+            progress(index + 1, len(windows))
     loss, reference_loss, kld, delta_p, same_top = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -114,21 +117,24 @@ def summarize(result: Comparison, *, reference: str, reference_sha256: str) -> D
     )
 
 
-def _compare_rows(ours: Logits, theirs: Logits, targets: TokenIds) -> tuple[Losses, ...]:
+def _compare_rows(ours: Logits, theirs: Logits, targets: TokenIds, threads: RowThreads) -> tuple[Losses, ...]:
     out = np.empty((5, len(targets)))
-    q, p = Softmax(ours.shape[1]), Softmax(ours.shape[1])
-    difference = np.empty((ROWS_AT_ONCE, ours.shape[1]), np.float32)
-    for start in range(0, len(targets), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        q.of(ours[rows])
-        p.of(theirs[rows])
-        loss_q, loss_p = q.losses(targets[rows]), p.losses(targets[rows])
-        # sum of p * (log p - log q), with the normalizers taken out of the sum because p adds up to 1.
-        terms = np.subtract(p.shifted, q.shifted, out=difference[: len(p.shifted)])
-        spread = np.multiply(p.weights, terms, out=terms).sum(axis=1, dtype=np.float64)
-        kld = spread / p.total - np.log(p.total) + np.log(q.total)
-        same = q.shifted.argmax(axis=1) == p.shifted.argmax(axis=1)
-        out[:, rows] = loss_q, loss_p, kld, np.exp(-loss_q) - np.exp(-loss_p), same
+
+    def work(share: Iterable[slice]) -> None:
+        q, p = Softmax(ours.shape[1]), Softmax(ours.shape[1])
+        difference = np.empty((ROWS_AT_ONCE, ours.shape[1]), np.float32)
+        for rows in share:
+            q.of(ours[rows])
+            p.of(theirs[rows])
+            loss_q, loss_p = q.losses(targets[rows]), p.losses(targets[rows])
+            # sum of p * (log p - log q), with the normalizers taken out of the sum because p adds up to 1.
+            terms = np.subtract(p.shifted, q.shifted, out=difference[: len(p.shifted)])
+            spread = np.multiply(p.weights, terms, out=terms).sum(axis=1, dtype=np.float64)
+            kld = spread / p.total - np.log(p.total) + np.log(q.total)
+            same = q.shifted.argmax(axis=1) == p.shifted.argmax(axis=1)
+            out[:, rows] = loss_q, loss_p, kld, np.exp(-loss_q) - np.exp(-loss_p), same
+
+    threads.run(work, len(targets))
     if not np.isfinite(out).all():
         raise MeasureError("a model gave a logit that is not finite; predictions cannot be compared.")
     return tuple(out)

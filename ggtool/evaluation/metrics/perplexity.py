@@ -8,26 +8,36 @@ tools/perplexity/perplexity.cpp of llama.cpp at the commit in vendor/llama.cpp/P
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.backends import Backend, Logits
+from ggtool.backends import Logits
 from ggtool.errors import MeasureError
+from ggtool.evaluation.metrics.row_threads import ONE_THREAD, ROWS_AT_ONCE, RowThreads
 from ggtool.evaluation.metrics.windows import Window
 from ggtool.results.records import Perplexity
 from ggtool.system.progress import Progress
 
-# Rows of logits worked on at once: a few MB even for a vocabulary of 250,000, so that they stay in cache.
-ROWS_AT_ONCE = 4
 # Positions whose logits a model holds at a time: 13 MB for GPT-2's vocabulary, and still a matrix product.
 BLOCK_ROWS = 64
 _LARGEST_EXPONENT = 100.0
 
 Losses = npt.NDArray[np.float64]
 TokenIds = npt.NDArray[np.int32]
+
+
+class LogitSource(Protocol):
+    """What the metrics of quality take of a backend."""
+
+    n_vocab: int
+
+    def logit_blocks(self, tokens: Sequence[int], start: int, n_rows: int) -> Iterator[Logits]:
+        """See `ggtool.backends.Backend`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,12 @@ class Scored:
 
 
 def token_losses(
-    backend: Backend,
+    backend: LogitSource,
     tokens: TokenIds,
     windows: Sequence[Window],
     *,
     bos: int | None = None,
+    threads: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> Losses:
     """Return the loss in nats of every scored token of `tokens` (n,), in order.
@@ -55,15 +66,16 @@ def token_losses(
     bos replaces the first token of each window. Raises MeasureError when a logit is not finite.
     """
     losses = []
-    for index, window in enumerate(windows):
-        ids = window_ids(tokens, window, bos)
-        targets = ids[window.first :]
-        blocks = backend.logit_blocks(ids[:-1].tolist(), window.first - 1, BLOCK_ROWS)
-        losses += [
-            negative_log_likelihood(block, targets[at * BLOCK_ROWS :][: len(block)])
-            for at, block in enumerate(blocks)
-        ]
-        progress(index + 1, len(windows))
+    with RowThreads(threads) as rows:
+        for index, window in enumerate(windows):
+            ids = window_ids(tokens, window, bos)
+            targets = ids[window.first :]
+            blocks = backend.logit_blocks(ids[:-1].tolist(), window.first - 1, BLOCK_ROWS)
+            losses += [
+                negative_log_likelihood(block, targets[at * BLOCK_ROWS :][: len(block)], rows)
+                for at, block in enumerate(blocks)
+            ]
+            progress(index + 1, len(windows))
     return np.concatenate(losses)
 
 
@@ -75,13 +87,16 @@ def window_ids(tokens: TokenIds, window: Window, bos: int | None) -> TokenIds:
     return ids
 
 
-def negative_log_likelihood(logits: Logits, targets: TokenIds) -> Losses:
+def negative_log_likelihood(logits: Logits, targets: TokenIds, threads: RowThreads = ONE_THREAD) -> Losses:
     """Return -log softmax in nats (n,) of `targets` (n,) under `logits` (n, n_vocab)."""
     losses = np.empty(len(targets))
-    softmax = Softmax(logits.shape[1])
-    for start in range(0, len(targets), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        losses[rows] = softmax.of(logits[rows]).losses(targets[rows])
+
+    def work(share: Iterable[slice]) -> None:
+        softmax = Softmax(logits.shape[1])
+        for rows in share:
+            losses[rows] = softmax.of(logits[rows]).losses(targets[rows])
+
+    threads.run(work, len(targets))
     if not np.isfinite(losses).all():
         raise MeasureError(
             "the model gave a logit that is not finite; no perplexity can be computed from it."

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ggtool.backends import Logits
-from ggtool.evaluation.metrics.perplexity import ROWS_AT_ONCE, Softmax
+from ggtool.evaluation.metrics.perplexity import Softmax
+from ggtool.evaluation.metrics.row_threads import ROWS_AT_ONCE
 from ggtool.serve.engine.sampler import largest
 
 # A token's log-probability, and (token id, log-probability) of the likeliest ones in its place.

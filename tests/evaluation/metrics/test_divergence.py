@@ -8,6 +8,7 @@ from table_backend import VOCAB, TableBackend, token_stream
 
 from ggtool.errors import MeasureError
 from ggtool.evaluation.metrics.divergence import compare, summarize
+from ggtool.evaluation.metrics.perplexity import token_losses
 from ggtool.evaluation.metrics.windows import cut
 
 
@@ -49,6 +50,19 @@ def test_every_number_is_its_definition_in_float64() -> None:
     covariance = np.cov(torch.stack([loss, base]).numpy(), ddof=0)
     error = math.sqrt((covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]) / (n - 1))
     assert math.isclose(summary.ppl_ratio_stderr, summary.ppl_ratio * error, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 50])
+def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
+    models, tokens, windows = (
+        (TableBackend(seed=1), TableBackend(seed=2)),
+        token_stream(650),
+        cut("full", 650, 64),
+    )
+    alone, together = compare(*models, tokens, windows), compare(*models, tokens, windows, threads=threads)
+    for name in ("loss", "reference_loss", "kld", "delta_p", "same_top"):
+        assert np.array_equal(getattr(alone, name), getattr(together, name)), name
+    assert np.array_equal(token_losses(models[0], tokens, windows, threads=threads), alone.loss)
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
