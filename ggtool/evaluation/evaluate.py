@@ -134,7 +134,7 @@ def measure_rows(
                 yield Measured(target, row.record(scheduler.nodes[0]), is_whole=True)
         targets = list(open_rows)
         if on_one_machine:
-            works.sort(key=lambda work: not work.key.endswith(" memory"))
+            works.sort(key=lambda work: work.key.partition(" ")[2] != "memory")
         for done in scheduler.run(works, watch):
             place, _, task_name = done.work.key.partition(" ")
             row = open_rows[targets[int(place)]]
