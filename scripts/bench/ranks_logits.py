@@ -1,12 +1,13 @@
 """Logits and bytes of a model on one GPU against the same model over two, in each format and by each engine.
 
     python scripts/bench/ranks_logits.py [--model FOLDER] [--formats hf-fp16,scratch-int8,...] [--layers 4]
-        [--devices 0,1] [--seconds 60] [--out FILE]
+        [--gguf FILE,...] [--devices 0,1] [--seconds 60] [--out FILE]
 
 For the checkpoint in FOLDER, for one of a Llama-8B's shape with so many layers (random weights, made on the GPU and saved), and for all 32
 layers in float16 without a file: the relative error of the logits over two GPUs, the share of positions with the same likeliest
 token, and what CUDA's allocator holds on each GPU, as a share of half. eager has whole blocks on each GPU; ggtool is
-the engine, whose GPUs have a part of every matrix. --devices cpu is a trial on a CPU with tiny sizes.
+the engine, whose GPUs have a part of every matrix. GGUF files are run by llama.cpp, where its library has CUDA, and by the engine; of llama.cpp the bytes are
+those that the driver counts, the context included. --devices cpu is a trial on a CPU with tiny sizes.
 """
 
 from __future__ import annotations
@@ -41,15 +42,22 @@ def held(n_gpus: int) -> list[int]:
     return [torch.cuda.memory_allocated(gpu) for gpu in range(n_gpus)]
 
 
+def used(n_gpus: int) -> list[int]:
+    """Return the bytes that the driver counts as taken on each GPU, by anyone."""
+    found = [torch.cuda.mem_get_info(gpu) for gpu in range(n_gpus)]
+    return [total - free for free, total in found]
+
+
 def opened(folder: Path, name: str, engine: Engine, gpus: Sequence[int], tokens: list[int]) -> dict[str, Any]:
     """Return logits and bytes of a format; no GPUs: on the CPU."""
-    before = held(len(gpus))
+    counted = used if engine == "eager" and folder.is_file() else held
+    before = counted(len(gpus))
     started = time.monotonic()
     device: Any = "cuda" if gpus else "cpu"
     options = LoadOptions(N_CTX if gpus else 0, THREADS, device, engine=engine, gpus=tuple(gpus))
     backend = open_backend(find_backend(name), folder, options)
     load_s = time.monotonic() - started
-    n_bytes = [now - then for now, then in zip(held(len(gpus)), before, strict=True)]
+    n_bytes = [now - then for now, then in zip(counted(len(gpus)), before, strict=True)]
     found = {
         "logits": backend.logits(tokens).copy(), "bytes": n_bytes, "load_s": load_s, "engine": backend.engine,
         "weights_bytes": backend.footprint().weights_bytes, "kv_cache_bytes": backend.kv_cache_bytes(),
@@ -125,6 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "gpt2-demo")
     parser.add_argument("--formats", default=FORMATS)
+    parser.add_argument("--gguf", default="", help="GGUF files to compare as well")
     parser.add_argument(
         "--layers", type=int, default=4, help="of the 8B shape that is saved; 0 leaves it out"
     )
@@ -144,7 +153,7 @@ def main() -> None:
 
     def measure(folder: Path, name: str, tokens: list[int]) -> None:
         engines: list[Engine] = ["eager"]
-        if name in BY_ENGINE and gpus:
+        if (name in BY_ENGINE or folder.is_file()) and gpus:
             engines.append("ggtool")
         for engine in engines:
             what = f"{folder.name} {name} {engine}"
@@ -161,7 +170,9 @@ def main() -> None:
 
     text = (ROOT / "models" / "gpt2-demo" / "heldout.txt").read_text(encoding="utf-8")[:4000]
     tokens = AutoTokenizer.from_pretrained(args.model)(text)["input_ids"][:256]
-    names = args.formats.split(",")
+    names = [name for name in args.formats.split(",") if name]
+    for file in map(Path, filter(None, args.gguf.split(","))):
+        measure(file, "gguf-q4_k_m", tokens)  # the file itself says its types
     for name in names:
         measure(args.model, name, tokens)
     torch.manual_seed(0)
