@@ -66,6 +66,11 @@ class Operand(NamedTuple):
     scales: Tensor
     shape: tuple[int, int]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that is held."""
+        return self.codes, self.scales
+
 
 INT8_ROWS = Form(kind=Kind.INT8_ROWS)
 INT8_AFFINE = Form(kind=Kind.INT8_AFFINE)

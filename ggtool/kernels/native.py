@@ -65,6 +65,21 @@ def widen(form: Form, codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> 
     return library.widener(form, codes, scales, shape)(slice(None))
 
 
+def missing() -> str | None:
+    """Return why there is no library here, in a few words; None where there is one."""
+    library = _load()
+    return str(library) if isinstance(library, NoLibraryError) else None
+
+
+def step(model: ctypes.Structure, texts: ctypes.Array[Any], logits: Tensor, n_threads: int) -> None:
+    """Take every text one token further and fill float32 `logits` (texts, n_vocab); `host_step` has the structures."""
+    library = _load()
+    assert isinstance(library, _Library)
+    library.functions.ggtool_step(
+        ctypes.byref(model), texts, len(texts), logits.data_ptr(), library.parallel, n_threads
+    )
+
+
 @dataclass(frozen=True)
 class _Library:
     """The loaded functions, the address of GOMP_parallel (0 without one), and the instructions it was compiled for."""
@@ -130,6 +145,8 @@ def _load() -> _Library | NoLibraryError:
     functions.ggtool_product.restype = None
     functions.ggtool_widen.argtypes = [*matrix, pointer, pointer, number]
     functions.ggtool_widen.restype = None
+    functions.ggtool_step.argtypes = [pointer, pointer, size, pointer, pointer, number]
+    functions.ggtool_step.restype = None
     return _Library(functions, _parallel(), instructions(file))
 
 

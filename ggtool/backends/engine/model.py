@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +17,36 @@ class UnsupportedModelError(Exception):
     """The engine does not run this model in this format; the message is the reason, in a few words."""
 
 
+class Matrix(Protocol):
+    """What is the same about matrices on a GPU (`DeviceMatrix`) and on a CPU (`Operand`)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    @property
+    def codes(self) -> Tensor:
+        """The tensor that most of the matrix is in."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that is held."""
+        ...
+
+
+M = TypeVar("M", bound=Matrix)
+
+
 @dataclass(frozen=True)
-class Projection:
+class ProjectionOf(Generic[M]):
     """y = W x + bias, W the rows of `parts` under each other: one matrix but where their layouts differ.
 
     bias: float32 (rows,) or None.
     """
 
-    parts: tuple[DeviceMatrix, ...]
+    parts: tuple[M, ...]
     bias: Tensor | None = None
 
     @property
@@ -33,7 +56,7 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerOf(Generic[M]):
     """One block: attention and a feed-forward part, each after its norm and added to the residual stream.
 
     projected: queries, keys and values. up: of a gated model the gate's rows and then the other factor's.
@@ -41,28 +64,28 @@ class Layer:
     """
 
     attention_norm: Norm
-    projected: Projection
-    output: Projection
+    projected: ProjectionOf[M]
+    output: ProjectionOf[M]
     feed_forward_norm: Norm
-    up: Projection
-    down: Projection
+    up: ProjectionOf[M]
+    down: ProjectionOf[M]
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelOf(Generic[M]):
     """A whole decoder on one device.
 
     table: token embeddings; head: the output matrix, which may be the same. positions: float32 (n_ctx, n_embd) of
     learned positions, or None. is_gated: silu(gate) * up, or else gelu(up). dtype: of the cache and of products.
     """
 
-    table: DeviceMatrix
+    table: M
     positions: Tensor | None
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerOf[M], ...]
     final_norm: Norm
-    head: DeviceMatrix
+    head: M
     heads: Heads
     is_gated: bool
     dtype: torch.dtype
@@ -91,7 +114,7 @@ class Model:
         }
         return sum(storages.values())
 
-    def matrices(self) -> Iterator[DeviceMatrix]:
+    def matrices(self) -> Iterator[M]:
         """Yield every matrix, table and head as well."""
         yield self.table
         if self.head.codes.data_ptr() != self.table.codes.data_ptr():
@@ -111,3 +134,8 @@ class Model:
             others += [part.bias for part in (layer.projected, layer.output, layer.up, layer.down)]
         others += [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
         yield from (tensor for tensor in others if tensor is not None)
+
+
+Projection: TypeAlias = ProjectionOf[DeviceMatrix]
+Layer: TypeAlias = LayerOf[DeviceMatrix]
+Model: TypeAlias = ModelOf[DeviceMatrix]

@@ -1,20 +1,21 @@
 """The engine's model of a checkpoint that transformers has loaded: GPT-2, Llama, Mistral, Qwen 2 and 3.
 
-Modules are emptied on the way, so that no weight is held twice: afterwards nothing can be computed with them.
+For a GPU modules are emptied on the way, so that no weight is held twice: afterwards nothing can be computed with them. For a
+CPU they keep their weights, which the engine reads where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ggtool.backends.engine.model import Layer, Model, Projection, UnsupportedModelError
+from ggtool.backends.engine.model import LayerOf, M, Model, ModelOf, ProjectionOf, UnsupportedModelError
 from ggtool.kernels.decode import Heads, Norm
 from ggtool.kernels.device_matrix import DeviceMatrix, of_floats, of_operand, stack
 from ggtool.kernels.form import INT8_ROWS, Form, Operand
@@ -64,7 +65,57 @@ def read_modules(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Mode
         if _is_matrix(module):
             _check(name, module, dtype)
     with torch.inference_mode():
-        return _READERS[model.config.model_type](model, dtype, n_ctx)
+        return _READERS[model.config.model_type](model, _ForGpu(), dtype, n_ctx)
+
+
+def read_packed(model: PreTrainedModel, n_ctx: int) -> ModelOf[Operand]:
+    """Return the engine's model for a CPU of a loaded packed one, which shares its weights and stays usable.
+
+    Raises UnsupportedModelError where a matrix is in a format that the C++ products do not read.
+    """
+    reason = unsupported_config(model.config, n_ctx)
+    if reason:
+        raise UnsupportedModelError(reason)
+    with torch.inference_mode():
+        return _READERS[model.config.model_type](model, _ForCpu(), torch.float32, n_ctx)
+
+
+class _Taking(Protocol[M]):
+    """How matrices are taken out of modules."""
+
+    def matrix(self, name: str, module: nn.Module) -> M:
+        """Return the matrix of a linear layer or a table; name: what errors call it."""
+        ...
+
+    def stack(self, matrices: Sequence[M]) -> tuple[M, ...]:
+        """Return matrices under each other as few ones as possible."""
+        ...
+
+
+class _ForGpu:
+    def matrix(self, _name: str, module: nn.Module) -> DeviceMatrix:
+        return _matrix(module)
+
+    def stack(self, matrices: Sequence[DeviceMatrix]) -> tuple[DeviceMatrix, ...]:
+        whole = stack(matrices)
+        return tuple(matrices) if whole is None else (whole,)
+
+
+class _ForCpu:
+    def matrix(self, name: str, module: nn.Module) -> Operand:
+        if not isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            raise UnsupportedModelError(f"{name}, which is not packed")
+        packed = module.matrix
+        form = _form(packed)
+        if form is None:
+            raise UnsupportedModelError(f"{name} in the format of {type(packed.quantizer).__name__}")
+        packed.codes = packed.codes.contiguous()
+        if packed.scales.dim() > 1:  # one number for all rows is a vector of stride 0 and stays one
+            packed.scales = packed.scales.contiguous()
+        return Operand(form, packed.codes, packed.scales, packed.shape)
+
+    def stack(self, matrices: Sequence[Operand]) -> tuple[Operand, ...]:
+        return tuple(matrices)  # joined they would be copies
 
 
 def _is_matrix(module: nn.Module) -> bool:
@@ -116,7 +167,7 @@ def _matrix(module: nn.Module) -> DeviceMatrix:
     return found
 
 
-def _table_and_head(model: PreTrainedModel) -> tuple[DeviceMatrix, DeviceMatrix]:
+def _table_and_head(model: PreTrainedModel, taking: _Taking[M]) -> tuple[M, M]:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert table is not None
     assert head is not None
@@ -124,14 +175,14 @@ def _table_and_head(model: PreTrainedModel) -> tuple[DeviceMatrix, DeviceMatrix]
         is_tied = isinstance(head, QuantizedLinear) and head.matrix is table.matrix
     else:
         is_tied = head.weight is table.weight
-    first = _matrix(table)
-    return first, first if is_tied else _matrix(head)
+    first = taking.matrix("the table of tokens", table)
+    return first, first if is_tied else taking.matrix("the output matrix", head)
 
 
-def _projection(modules: Sequence[nn.Module]) -> Projection:
+def _projection(taking: _Taking[M], **modules: nn.Module) -> ProjectionOf[M]:
     """Return linear layers of one input as one projection."""
-    matrices = [_matrix(module) for module in modules]
-    biases = [_float(module.bias) for module in modules]
+    matrices = [taking.matrix(name, module) for name, module in modules.items()]
+    biases = [_float(module.bias) for module in modules.values()]
     bias = None
     if any(one is not None for one in biases):
         device = matrices[0].codes.device
@@ -141,36 +192,35 @@ def _projection(modules: Sequence[nn.Module]) -> Projection:
                 for matrix, one in zip(matrices, biases, strict=True)
             ]
         )
-    whole = stack(matrices)
-    return Projection(tuple(matrices) if whole is None else (whole,), bias)
+    return ProjectionOf(taking.stack(matrices), bias)
 
 
 def _float(tensor: Any) -> Tensor | None:
     return None if tensor is None else tensor.detach().to(torch.float32)
 
 
-def _read_gpt2(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Model:
+def _read_gpt2(model: PreTrainedModel, taking: _Taking[M], dtype: torch.dtype, n_ctx: int) -> ModelOf[M]:
     config, inner = model.config, model.transformer
-    table, head = _table_and_head(model)
+    table, head = _table_and_head(model, taking)
 
     def norm(module: nn.LayerNorm) -> Norm:
         return Norm("layer", _float(module.weight), _float(module.bias), module.eps)
 
     layers = tuple(
-        Layer(
+        LayerOf(
             attention_norm=norm(block.ln_1),
-            projected=_projection([block.attn.c_attn]),
-            output=_projection([block.attn.c_proj]),
+            projected=_projection(taking, c_attn=block.attn.c_attn),
+            output=_projection(taking, c_proj=block.attn.c_proj),
             feed_forward_norm=norm(block.ln_2),
-            up=_projection([block.mlp.c_fc]),
-            down=_projection([block.mlp.c_proj]),
+            up=_projection(taking, c_fc=block.mlp.c_fc),
+            down=_projection(taking, c_proj=block.mlp.c_proj),
         )
         for block in inner.h
     )
     head_dim = config.n_embd // config.n_head
     positions = _float(inner.wpe.weight)
     assert positions is not None
-    return Model(
+    return ModelOf(
         table=table,
         positions=positions[:n_ctx].contiguous(),
         layers=layers,
@@ -182,9 +232,9 @@ def _read_gpt2(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Model:
     )
 
 
-def _read_llama(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Model:
+def _read_llama(model: PreTrainedModel, taking: _Taking[M], dtype: torch.dtype, n_ctx: int) -> ModelOf[M]:
     config, inner = model.config, model.model
-    table, head = _table_and_head(model)
+    table, head = _table_and_head(model, taking)
 
     def norm(module: Any) -> Norm:
         return Norm("rms", _float(module.weight), None, float(module.variance_epsilon))
@@ -193,13 +243,15 @@ def _read_llama(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Model
     for block in inner.layers:
         attention, mlp = block.self_attn, block.mlp
         layers.append(
-            Layer(
+            LayerOf(
                 attention_norm=norm(block.input_layernorm),
-                projected=_projection([attention.q_proj, attention.k_proj, attention.v_proj]),
-                output=_projection([attention.o_proj]),
+                projected=_projection(
+                    taking, q_proj=attention.q_proj, k_proj=attention.k_proj, v_proj=attention.v_proj
+                ),
+                output=_projection(taking, o_proj=attention.o_proj),
                 feed_forward_norm=norm(block.post_attention_layernorm),
-                up=_projection([mlp.gate_proj, mlp.up_proj]),
-                down=_projection([mlp.down_proj]),
+                up=_projection(taking, gate_proj=mlp.gate_proj, up_proj=mlp.up_proj),
+                down=_projection(taking, down_proj=mlp.down_proj),
                 query_norm=_float(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
                 key_norm=_float(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
             )
@@ -210,7 +262,7 @@ def _read_llama(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Model
     cosines, sines = inner.rotary_emb(torch.zeros((), device=at.device), at)
     half = cosines.shape[-1] // 2
     rotations = torch.stack([cosines[0, :, :half], sines[0, :, :half]], -1).float().contiguous()
-    return Model(
+    return ModelOf(
         table=table,
         positions=None,
         layers=tuple(layers),
@@ -222,7 +274,13 @@ def _read_llama(model: PreTrainedModel, dtype: torch.dtype, n_ctx: int) -> Model
     )
 
 
-_READERS: Mapping[str, Callable[[PreTrainedModel, torch.dtype, int], Model]] = MappingProxyType(
+class _Reader(Protocol):
+    def __call__(
+        self, model: PreTrainedModel, taking: _Taking[M], dtype: torch.dtype, n_ctx: int, /
+    ) -> ModelOf[M]: ...
+
+
+_READERS: Mapping[str, _Reader] = MappingProxyType(
     {
         "gpt2": _read_gpt2,
         "llama": _read_llama,

@@ -33,8 +33,13 @@ inline float sum(Lanes a) { return _mm512_reduce_add_ps(a); }
 inline Codes bytes(const void* from) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 }
+inline Codes dwords(const void* from) { return _mm512_loadu_si512(from); }
 inline Codes words(__m256i sixteen) { return _mm512_cvtepu16_epi32(sixteen); }
 inline Codes shift_right(Codes a, int bits) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(bits)); }
+template <int kBits>
+inline Codes shift_right(Codes a) {
+  return _mm512_srli_epi32(a, kBits);
+}
 inline Lanes widen_int8(const int8_t* from) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
@@ -87,6 +92,10 @@ inline Codes bytes(const void* from) {
   const __m128i all = _mm_loadu_si128(static_cast<const __m128i*>(from));
   return {_mm256_cvtepu8_epi32(all), _mm256_cvtepu8_epi32(_mm_srli_si128(all, 8))};
 }
+inline Codes dwords(const void* from) {
+  const __m256i* halves = static_cast<const __m256i*>(from);
+  return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
 inline Codes words(__m256i sixteen) {
   return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(sixteen)),
           _mm256_cvtepu16_epi32(_mm256_extracti128_si256(sixteen, 1))};
@@ -94,6 +103,10 @@ inline Codes words(__m256i sixteen) {
 inline Codes shift_right(Codes x, int bits) {
   const __m128i count = _mm_cvtsi32_si128(bits);
   return {_mm256_srl_epi32(x.a, count), _mm256_srl_epi32(x.b, count)};
+}
+template <int kBits>
+inline Codes shift_right(Codes x) {
+  return {_mm256_srli_epi32(x.a, kBits), _mm256_srli_epi32(x.b, kBits)};
 }
 inline Lanes widen_int8(const int8_t* from) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -169,9 +182,18 @@ inline Codes bytes(const void* from) {
   for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<const uint8_t*>(from)[i];
   return r;
 }
+inline Codes dwords(const void* from) {
+  Codes r;
+  std::memcpy(r.v, from, sizeof r.v);
+  return r;
+}
 inline Codes shift_right(Codes a, int bits) {
-  for (int32_t& x : a.v) x >>= bits;
+  for (int32_t& x : a.v) x = static_cast<int32_t>(static_cast<uint32_t>(x) >> bits);
   return a;
+}
+template <int kBits>
+inline Codes shift_right(Codes a) {
+  return shift_right(a, kBits);
 }
 inline Lanes widen_int8(const int8_t* from) {
   Lanes r;
