@@ -53,7 +53,7 @@ class LoadOptions:
     shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp).
     components: which matrices a from-scratch format quantizes, by the grammar of
     `ggtool.quantizers.selectors`; other formats have no choice of matrices.
-    engine: what computes, of ENGINES: "ggtool" for ggtool's own kernels on a GPU, "eager" for the format's runtime
+    engine: what computes, of ENGINES: "ggtool" for ggtool's own kernels, "eager" for the format's runtime
     (transformers or llama.cpp), "auto" for ggtool's where they serve a model that transformers would run.
     exact: keys, values and attention in float32 where the runtime would round them (llama.cpp), so that a text's numbers depend
     less on what is computed beside it.
@@ -166,6 +166,10 @@ _ENGINES: Mapping[str, str] = MappingProxyType(
 )
 
 
+# On a CPU; GGUF files are llama.cpp's there.
+_HOST_ENGINE = "ggtool.backends.engine.host_backend:HostEngineBackend"
+
+
 def has_rotary_positions(config: Mapping[str, object]) -> bool:
     """Whether a config.json has rotary positions, which extend beyond the trained context."""
     return any(key.startswith(("rope", "rotary")) for key in config)
@@ -180,11 +184,11 @@ def too_many_positions(name: str, trained: int) -> UsageError:
 
 def runtime_of(fmt: Format, options: LoadOptions) -> str:
     """Return the "module:class" that runs a format with these options."""
-    if options.engine == "ggtool":
-        return _ENGINES[fmt.runtime]
-    is_first_gpu = options.device == "cuda" and not options.gpus
-    is_engine = options.engine == "auto" and is_first_gpu and fmt.runtime == "huggingface"
-    return _ENGINES[fmt.runtime] if is_engine else RUNTIMES[fmt.runtime]
+    is_torch, is_cpu = fmt.runtime == "huggingface", options.device == "cpu"
+    is_served = is_torch and (is_cpu or not options.gpus)
+    if options.engine == "ggtool" or (options.engine == "auto" and is_served):
+        return _HOST_ENGINE if is_torch and is_cpu else _ENGINES[fmt.runtime]
+    return RUNTIMES[fmt.runtime]
 
 
 def open_backend(fmt: Format, path: Path, options: LoadOptions) -> Backend:

@@ -74,6 +74,8 @@ def read_packed(model: PreTrainedModel, n_ctx: int) -> ModelOf[Operand]:
     Raises UnsupportedModelError where a matrix is in a format that the C++ products do not read.
     """
     reason = unsupported_config(model.config, n_ctx)
+    if reason is None and model.dtype != torch.float32:
+        reason = f"activations in {str(model.dtype).removeprefix('torch.')}"
     if reason:
         raise UnsupportedModelError(reason)
     with torch.inference_mode():

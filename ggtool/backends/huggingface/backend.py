@@ -305,7 +305,7 @@ class HuggingFaceBackend:
     def _packing(self) -> Packing | None:
         """None where the model cannot be trusted with packs."""
         packing = Packing(self._model, self._device, self.n_vocab)
-        return packing if packing.serves(self.new_cache()) else None
+        return packing if packing.serves(DynamicCache(config=self._config)) else None
 
     @cached_property
     def _head_is_all(self) -> bool:
