@@ -50,7 +50,8 @@ class LoadOptions:
     gpus: for device "cuda" the GPUs by number, several to have a model's blocks on them in turn, or with engine "ggtool" a part
     of every matrix on each; () is the first.
     n_ctx: tokens of context; 0 takes the model's own, 4096 at most. threads: CPU threads for the products.
-    shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp).
+    shares: compute with fewer threads while other processes need the CPUs, where the numbers stay the same (llama.cpp, and the
+    tokens that ggtool's engine makes on a CPU).
     components: which matrices a from-scratch format quantizes, by the grammar of
     `ggtool.quantizers.selectors`; other formats have no choice of matrices.
     engine: what computes, of ENGINES: "ggtool" for ggtool's own kernels, "eager" for the format's runtime

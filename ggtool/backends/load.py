@@ -32,7 +32,7 @@ def load_model(
     if is_quantized_folder(path):
         from ggtool.backends.device import choose_device
 
-        options = LoadOptions(n_ctx, threads, choose_device(device), engine=engine)
+        options = LoadOptions(n_ctx, threads, choose_device(device), shares=shares, engine=engine)
         return cast("LogitsBackend", open_backend(saved_format(path)[0], path, options))
     if engine == "ggtool":
         from ggtool.backends.device import choose_device

@@ -138,7 +138,8 @@ class EvalFlags:
         typer.Option(
             "--engine",
             case_sensitive=False,
-            help="ggtool: its own kernels, on a GPU, GGUF files too. eager: transformers, llama.cpp. Default: auto, "
+            help="ggtool: its own kernels; on a CPU for packed models, on a GPU for float and GGUF too. eager: transformers, "
+            "llama.cpp. Default: auto, "
             "which is ggtool's for speed and memory where they serve.",
             show_default=False,
         ),

@@ -45,7 +45,8 @@ EngineOption = Annotated[
     typer.Option(
         "--engine",
         case_sensitive=False,
-        help="ggtool: its own kernels, on a GPU, GGUF files too. eager: transformers, llama.cpp. auto: ggtool's where they serve.",
+        help="ggtool: its own kernels; on a CPU for packed models, on a GPU for float and GGUF too. eager: transformers, llama.cpp. "
+        "auto: ggtool's where they serve.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]

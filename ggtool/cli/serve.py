@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ggtool.cli.flags import DeviceOption, Quiet, Threads
+from ggtool.cli.flags import DeviceOption, EngineOption, Quiet, Threads
 from ggtool.errors import UsageError
 
 # As llama.cpp has them; `ggtool.backends.llama_context.KV_TYPES` has their numbers.
@@ -91,6 +91,7 @@ def serve(
     ] = 30.0,
     threads: Threads = 0,
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Serve models over HTTP: by OpenAI's and Anthropic's protocols, and a page at /.
@@ -121,6 +122,7 @@ def serve(
         threads=threads or usable_cpus(),
         shares=not threads,
         device=choose_device(device),
+        engine=engine,
         slots=slots,
         queue=queue,
         deadline_s=deadline,
@@ -134,6 +136,11 @@ def serve(
 
     server.check_address(settings, knows=i_know)
     found = find_models(models or [], models_dir, notify, settings.threads)
+    for model in found:
+        if engine == "ggtool" and (settings.device == "cuda" or model.format.runtime != "huggingface"):
+            raise UsageError(
+                f"--engine ggtool serves folders that torch reads on a CPU, not {model.name} on this device; leave the flag out."
+            )
     listener = server.bind(settings)
     name = f"[{host}]" if ":" in host else host
     for model in found:

@@ -100,7 +100,7 @@ def _settings(what: Plan, target: Target, task: Task, facts: NodeFacts) -> dict[
     }
     if what.request.gpus:
         settings["gpus"] = len(what.request.gpus)
-    if what.device == "cuda":
+    if what.device == "cuda" or is_packed(target):
         settings["engine"] = [request.engine, sources_sha256("backends/engine", "kernels")]
     if is_packed(target):
         if what.device == "cpu":

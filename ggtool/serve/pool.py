@@ -121,6 +121,7 @@ class Pool:
             threads=settings.threads,
             shares=settings.shares,
             device=settings.device,
+            engine=settings.engine,
             slots=settings.slots,
             kv_type=settings.kv_type,
             lora=list(settings.lora),

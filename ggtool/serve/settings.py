@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ggtool.backends import Engine
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -23,6 +25,7 @@ class Settings:
     threads: int = 1
     shares: bool = False
     device: str = "cpu"
+    engine: Engine = "auto"
     slots: int = 4
     queue: int = 64
     deadline_s: float = 600.0

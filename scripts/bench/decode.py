@@ -1,11 +1,13 @@
-"""Decode and prefill: from-scratch formats against float and bitsandbytes on the same GPT-2 124M shape, on a CPU or a GPU.
+"""Decode and prefill on the same GPT-2 124M shape: from-scratch formats, float, bitsandbytes, and on a CPU llama.cpp.
 
     python scripts/bench/decode.py [--device cuda] [--rounds 5] [--threads 2] [--work FOLDER] [--prepare] [--json]
 
 Random weights, which take as long as trained ones. All models are loaded into one process and take turns: a round is
 one generation (a prompt of 32 tokens, then 31 timed ones, greedy) and one prompt of 512 tokens for each; the
-first round is thrown away. Rates are medians, and every claim is a ratio within the run. Everyone goes through the same
-transformers code; OMP_NUM_THREADS, the only thing that bitsandbytes listens to, is set to the number of threads.
+first round is thrown away. Rates are medians, and every claim is a ratio within the run. A name that ends in /eager goes
+through transformers' modules, as bitsandbytes does, others through ggtool's engine where it serves; on a GPU all are eager
+(`gpu_decode.py` has the engine there). OMP_NUM_THREADS, the only thing that bitsandbytes listens to, is set to the number
+of threads.
 """
 
 from __future__ import annotations
@@ -24,24 +26,36 @@ from pathlib import Path
 
 import convert
 
+from ggtool.system.machine import cpu_features
+
 SCRATCH = ("scratch-int8", "scratch-iq4")
+EAGER = tuple(f"{name}/eager" for name in SCRATCH)
 BNB = ("bnb-int8", "bnb-nf4")
-FORMATS = {"cpu": ("hf-fp32", *SCRATCH, *BNB), "cuda": ("hf-fp32", "hf-fp16", *SCRATCH, *BNB)}
-FP32 = "hf-fp32"
-N_PROMPT, N_DECODE, N_PREFILL = 32, 31, 512
-# What is wanted: rate, format, peer, ratio.
-TARGETS = {
-    "cpu": (
-        ("decode", "scratch-int8", FP32, 1.8),
-        ("decode", "scratch-iq4", FP32, 2.3),
-        *(("decode", mine, peer, 4.0) for peer in BNB for mine in SCRATCH),
-        *(("prefill", mine, FP32, 0.7) for mine in SCRATCH),
-    ),
-    "cuda": (
-        *(("decode", mine, peer, 1.0) for peer in BNB for mine in SCRATCH),
-        *(("prefill", mine, FP32, 0.93) for mine in SCRATCH),
-    ),
+# Ours, and llama.cpp's of as many bits.
+GGUF = {"scratch-int8": "gguf-q8_0", "scratch-iq4": "gguf-q4_0"}
+FP32, NF4 = "hf-fp32/eager", "bnb-nf4"
+FORMATS = {
+    "cpu": (FP32, *EAGER, *SCRATCH, *GGUF.values(), *BNB),
+    "cuda": (FP32, "hf-fp16/eager", *EAGER, *BNB),
 }
+N_PROMPT, N_DECODE, N_PREFILL = 32, 31, 512
+
+
+def targets(device: str) -> list[tuple[str, str, str, float]]:
+    """Return what is wanted: rate, format, peer, ratio."""
+    if device == "cuda":
+        return [
+            *(("decode", mine, peer, 1.0) for peer in BNB for mine in EAGER),
+            *(("prefill", mine, FP32, 0.93) for mine in EAGER),
+        ]
+    # bitsandbytes multiplies 4-bit weights in bfloat16 where the CPU can.
+    of_nf4 = 2.0 if "avx512_bf16" in cpu_features() else 4.0
+    return [
+        *(("decode", mine, peer, 0.8) for mine, peer in GGUF.items()),
+        *(("decode", mine, NF4, of_nf4) for mine in SCRATCH),
+        *(("decode", mine, f"{mine}/eager", 1.0) for mine in SCRATCH),
+        *(("prefill", mine, f"{mine}/eager", 0.95) for mine in SCRATCH),
+    ]
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=sorted(FORMATS), default="cpu")
-    parser.add_argument("--formats", help="parted by commas")
+    parser.add_argument("--formats", help="separated by commas")
     parser.add_argument("--work", type=Path, help="keep the checkpoint in this folder")
     parser.add_argument("--prepare", action="store_true", help="make what goes into --work, and stop there")
     parser.add_argument("--json", action="store_true")
@@ -71,24 +85,20 @@ def main() -> None:
 
 
 def packed(folder: Path, name: str) -> Path:
-    """Return the folder that format `name` of the checkpoint is opened from, saved first if it is one of ours."""
-    if not name.startswith("scratch-"):
+    """Return what format `name` of the checkpoint is opened from, made first if it is one of ours or a GGUF file."""
+    name = name.removesuffix("/eager")
+    ours = "--model", folder, "--out"
+    if name.startswith("scratch-"):
+        out = folder.with_name(f"{folder.name}-{name}")
+        command = ("quantize", *ours, out, "--backend", name)
+    elif name.startswith("gguf-"):
+        out = folder.with_name(f"{folder.name}-{name}.gguf")
+        command = ("convert", *ours, out, "--qtype", name.removeprefix("gguf-"))
+    else:
         return folder
-    out = folder.with_name(f"{folder.name}-{name}")
     if not out.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "ggtool",
-            "quantize",
-            "--model",
-            folder,
-            "--backend",
-            name,
-            "--out",
-            out,
-        ]
-        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+        words = [sys.executable, "-m", "ggtool", *map(str, command)]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return out
 
 
@@ -102,7 +112,9 @@ def measure(paths: Mapping[str, Path], device: str, threads: int, rounds: int) -
     backends = {}
     for name, path in paths.items():
         print(f"loading {name}", file=sys.stderr)
-        backends[name] = open_backend(find_backend(name), path, LoadOptions(1024, threads, device))
+        fmt, _, engine = name.partition("/")
+        options = LoadOptions(1024, threads, device, engine="eager" if engine else "auto")
+        backends[name] = open_backend(find_backend(fmt), path, options)
     tokens = random.Random(0).choices(range(convert.N_VOCAB), k=N_PREFILL)
     params = SamplingParams(n_predict=N_DECODE + 1, temperature=0.0, ignore_eos=True)
     rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in paths}
@@ -116,10 +128,12 @@ def measure(paths: Mapping[str, Path], device: str, threads: int, rounds: int) -
             if number:
                 rates[name]["decode"].append(N_DECODE / decode_s)
                 rates[name]["prefill"].append(N_PREFILL / prefill_s)
+    engines = {name: backend.engine for name, backend in backends.items()}
     weights = {name: backend.footprint().weights_bytes for name, backend in backends.items()}
     return {
         "rates": rates,
         "weights_bytes": weights,
+        "engines": engines,
         "device": device,
         "threads": threads,
         "rounds": rounds,
@@ -138,20 +152,20 @@ def table(result: dict) -> str:
         for name, kinds in result["rates"].items()
     }
     lines.append(
-        f"{'format':14} {'MB':>6} {'decode t/s':>11} {'lowest':>7} {'highest':>7} {'prefill t/s':>12}"
+        f"{'format':19} {'engine':12} {'MB':>6} {'decode t/s':>11} {'lowest':>7} {'highest':>7} {'prefill t/s':>12}"
     )
     for name, rate in medians.items():
         samples = result["rates"][name]["decode"]
         lines.append(
-            f"{name:14} {result['weights_bytes'][name] / 1e6:6.1f} {rate['decode']:11.1f} {min(samples):7.1f} "
+            f"{name:19} {result['engines'][name]:12} {result['weights_bytes'][name] / 1e6:6.1f} {rate['decode']:11.1f} {min(samples):7.1f} "
             f"{max(samples):7.1f} {rate['prefill']:12.0f}"
         )
-    lines += ["", f"{'ratio':8} {'of':14} {'to':10} {'measured':>9} {'wanted':>7}"]
-    for kind, mine, peer, wanted in TARGETS[result["device"]]:
+    lines += ["", f"{'ratio':8} {'of':19} {'to':19} {'measured':>9} {'wanted':>7}"]
+    for kind, mine, peer, wanted in targets(result["device"]):
         if mine in medians and peer in medians:
             ratio = medians[mine][kind] / medians[peer][kind]
             mark = "" if ratio >= wanted else "  missed"
-            lines.append(f"{kind:8} {mine:14} {peer:10} {ratio:9.2f} {wanted:7.1f}{mark}")
+            lines.append(f"{kind:8} {mine:19} {peer:19} {ratio:9.2f} {wanted:7.2f}{mark}")
     return "\n".join(lines)
 
 

@@ -69,8 +69,6 @@ class EngineBackend(HuggingFaceBackend):
         self._engine: Engine | None = None
         self._counted = super().footprint()
         try:
-            if options.device != "cuda":
-                raise UnsupportedModelError("a CPU")
             if options.engine == "auto" and self._config.model_type not in _CHOSEN_BY_ITSELF:
                 raise UnsupportedModelError(self._config.model_type)
             launchers = open_gpus(options.gpus)

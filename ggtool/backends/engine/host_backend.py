@@ -42,7 +42,7 @@ class HostEngineBackend(HuggingFaceBackend):
         self._cpus = FreeCpus(options.threads) if options.shares else None
         self._steps: HostSteps | None = None
         try:
-            self._steps = HostSteps(read_packed(self._model, self.n_ctx))
+            self._steps = HostSteps(read_packed(self._model, self.n_ctx), self.n_ctx)
         except UnsupportedModelError as error:
             if options.engine == "ggtool":
                 super().close()

@@ -20,17 +20,18 @@ _AT_ONCE = native.MAX_INPUTS
 class HostSteps:
     """A model whose every step is one call of C++."""
 
-    def __init__(self, model: ModelOf[Operand]) -> None:
-        """Describe the model to C++; UnsupportedModelError where there is no compiled library."""
+    def __init__(self, model: ModelOf[Operand], n_ctx: int) -> None:
+        """Describe the model to C++, for texts of up to `n_ctx` tokens; UnsupportedModelError where there is no compiled library."""
         if (reason := native.missing()) is not None:
             raise UnsupportedModelError(f"products that are not compiled: {reason}")
+        self._n_ctx = n_ctx
         self._model = model  # C++ has addresses of its tensors
         self._described = _described(model)
 
     def new_cache(self) -> TextCache:
         """Return an empty cache for one text."""
         heads = self._model.heads
-        return TextCache(len(self._model.layers), heads.n_kv_heads, heads.head_dim)
+        return TextCache(len(self._model.layers), heads.n_kv_heads, heads.head_dim, self._n_ctx)
 
     def step(self, tokens: Sequence[int], caches: Sequence[TextCache], n_threads: int) -> Tensor:
         """Append one token to each text; return float32 logits (texts, n_vocab) of what comes next."""

@@ -20,26 +20,26 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no ty
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, n_heads: int, head_dim: int) -> None:
+    def __init__(self, n_heads: int, head_dim: int, most: int) -> None:
         super().__init__()
         self.keys, self.values = torch.empty(2, 1, n_heads, 0, head_dim)
         self.is_initialized = True
         self.length = 0
+        self._most = most
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the sizes are known from the start."""
 
-    def reserve(self, n: int) -> bool:
-        """Make room for `n` positions; return whether that took other memory."""
+    def reserve(self, n: int) -> None:
+        """Make room for `n` positions."""
         if n <= self.keys.shape[2]:
-            return False
-        room = max(n, 2 * self.keys.shape[2], _FEWEST)
+            return
+        room = max(n, min(self._most, max(2 * self.keys.shape[2], _FEWEST)))
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(*old.shape[:2], room, old.shape[3])
             new[:, :, : self.length] = old[:, :, : self.length]
             setattr(self, name, new)
-        return True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
@@ -72,10 +72,10 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no ty
 class TextCache(Cache):  # type: ignore[misc]  # transformers ships no types for it
     """The cache of one text."""
 
-    def __init__(self, n_layers: int, n_heads: int, head_dim: int) -> None:
-        """Start empty; n_heads: of keys."""
-        super().__init__(layers=[_Layer(n_heads, head_dim) for _ in range(n_layers)])
-        self._sizes = n_layers, n_heads, head_dim
+    def __init__(self, n_layers: int, n_heads: int, head_dim: int, most: int) -> None:
+        """Start empty; n_heads: of keys. Room grows by doubling, up to `most` tokens."""
+        super().__init__(layers=[_Layer(n_heads, head_dim, most) for _ in range(n_layers)])
+        self._sizes = n_layers, n_heads, head_dim, most
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextCache:
         """Return a cache of the same text with memory of its own, no more than it fills."""

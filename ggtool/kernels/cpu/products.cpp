@@ -6,6 +6,18 @@
 
 #include "rows.h"
 
+namespace ggtool {
+namespace {
+
+constexpr int64_t kThreadBytes = 65536;  // fewer codes are not worth waking a thread
+
+int threads_for(const Matrix& matrix, int64_t n_inputs, int n_threads) {
+  return matrix.n_rows * matrix.row_bytes() * n_inputs < kThreadBytes ? 1 : n_threads;
+}
+
+}  // namespace
+}  // namespace ggtool
+
 extern "C" {
 
 const char* ggtool_instructions() { return ggtool::kInstructions; }

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ggtool.backends import Engine
+
 LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 1 << 28
 
@@ -92,7 +94,7 @@ class ModelJob:
     """What a model's process is to load; `format` is the fields of a Format, `template` replaces the model's own.
 
     kv_type: the type of keys and values, llama.cpp only. lora: adapter files with their scale. shares: compute with fewer
-    threads while others need the CPUs, llama.cpp only.
+    threads while others need the CPUs, where numbers stay the same. engine: who makes the tokens of a torch model on a CPU.
     """
 
     path: str
@@ -102,6 +104,7 @@ class ModelJob:
     threads: int = 1
     shares: bool = False
     device: str = "cpu"
+    engine: Engine = "auto"
     slots: int = 4
     kv_type: str = "f16"
     lora: list[tuple[str, float]] = field(default_factory=list)

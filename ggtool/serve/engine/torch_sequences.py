@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ggtool.backends import LoadOptions, Logits
+from ggtool.backends.engine.host_backend import HostEngineBackend
 from ggtool.backends.huggingface.backend import HuggingFaceBackend
 from ggtool.errors import MeasureError
 from ggtool.evaluation.metrics.perplexity import BLOCK_ROWS
@@ -28,10 +29,14 @@ class TorchSequences:
     """See `ggtool.serve.engine.sequences.Sequences`. Raises what the backend raises when it cannot be loaded."""
 
     def __init__(self, job: ModelJob) -> None:
+        device: Literal["cpu", "cuda"] = "cuda" if job.device == "cuda" else "cpu"
         options = LoadOptions(
-            job.n_ctx, job.threads, "cuda" if job.device == "cuda" else "cpu", job.components
+            job.n_ctx, job.threads, device, job.components, shares=job.shares, engine=job.engine
         )
-        self._backend = HuggingFaceBackend(Format(**job.format), Path(job.path), options)
+        fmt, path = Format(**job.format), Path(job.path)
+        # On a GPU the engine's steps are for texts of one length.
+        by_engine = device == "cpu" and job.engine != "eager"
+        self._backend = (HostEngineBackend if by_engine else HuggingFaceBackend)(fmt, path, options)
         self.n_sequences, self.n_ctx, self.n_vocab = job.slots, self._backend.n_ctx, self._backend.n_vocab
         self.vocabulary = self._backend.vocabulary
         self.end_tokens = tuple(self._backend.end_tokens)

@@ -16,7 +16,7 @@ from ggtool.backends import LoadOptions, SamplingParams, open_backend
 from ggtool.backends.engine.engine import Engine
 from ggtool.backends.engine.model import UnsupportedModelError
 from ggtool.backends.engine.read_modules import read_modules
-from ggtool.errors import MeasureError, UsageError
+from ggtool.errors import MeasureError
 from ggtool.formats import find_backend
 from ggtool.kernels.nvrtc import GpuLauncher, KernelError
 from ggtool.quantizers.absmax import Int8PerChannel
@@ -134,13 +134,6 @@ def test_what_the_kernels_do_not_read_is_left_whole(gpt2: Path):
     with pytest.raises(UnsupportedModelError, match="float32"):
         read_modules(model, torch.float16, N_CTX)
     assert model(torch.tensor([PROMPT])).logits.isfinite().all()
-
-
-def test_the_engine_by_name_needs_a_gpu(gpt2: Path):
-    with pytest.raises(UsageError, match="engine does not run gpt2 as scratch-int8: a CPU"):
-        open_backend(find_backend("scratch-int8"), gpt2, LoadOptions(0, 1, engine="ggtool"))
-    backend = open_backend(find_backend("scratch-int8"), gpt2, LoadOptions(0, 1))
-    assert backend.engine == "transformers"
 
 
 @pytest.mark.gpu
