@@ -1,4 +1,5 @@
-"""ggtool's own engine: GPT-2 and the Llama-like families without transformers' modules, one CUDA graph a token on a GPU.
+"""ggtool's own engine: GPT-2 and the Llama-like families without transformers' modules, one CUDA graph a token on a GPU,
+one call of C++ a token on a CPU.
 
 model.py         a decoder as the engine holds it
 read_modules.py  made of a loaded checkpoint, float or packed
@@ -12,4 +13,8 @@ rank_steps.py    one token's on them
 ranks.py         the engine over them
 backend.py       a checkpoint by the engine
 gguf_backend.py  a GGUF file by it
+
+text_cache.py    on a CPU: the keys and values of one text
+host_steps.py    one token's, in C++
+host_backend.py  a packed checkpoint
 """
