@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ggtool.kernels.nearest import bucketize
+
 # Positions of the largest weight, relative to the codebook's end. More of them gain less than 1 % of the error.
 _PLACES = (0.80, 0.86, 0.92, 0.98, 1.04, 1.10)
 _MAX_SCALE = torch.finfo(torch.float16).max
@@ -17,7 +19,7 @@ _MAX_SCALE = torch.finfo(torch.float16).max
 
 def nearest(weights: Tensor, values: Tensor) -> Tensor:
     """Return int32 indices into ascending `values`, the nearest to each weight; half way, the lower one."""
-    return torch.bucketize(weights, (values[1:] + values[:-1]) / 2, out_int32=True)
+    return bucketize(weights, (values[1:] + values[:-1]) / 2)
 
 
 def search_scales(weights: Tensor, values: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
