@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggtool.backends import Engine, SamplingParams
 from ggtool.backends.text_backend import StopReason
@@ -29,11 +29,14 @@ _TEST_IT = "`ggtool doctor` tests this build of llama.cpp"
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How to open a model for text: context in tokens (0: the model's own, 4096 at most), CPU threads (0: all CPUs), where, by what."""
+    """How to open a model for text: context in tokens (0: the model's own, 4096 at most), CPU threads (0: all CPUs), where, by what.
+
+    device: as `ggtool.backends.device.parse_device` takes it.
+    """
 
     n_ctx: int
     threads: int
-    device: Literal["auto", "cpu", "cuda"]
+    device: str
     engine: Engine = "auto"
 
 

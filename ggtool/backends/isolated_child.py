@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 from ggtool.backends import Engine, SamplingParams
 from ggtool.backends.load import load_model
@@ -73,7 +72,7 @@ def _open(
     path: Path,
     n_ctx: int,
     threads: int,
-    device: Literal["auto", "cpu", "cuda"],
+    device: str,
     engine: Engine,
 ) -> TextBackend:
     if path.is_dir() or engine == "ggtool":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from ggtool.backends import Engine, LoadOptions, open_backend
+from ggtool.backends.device import choose_device, parse_device
 from ggtool.quantizers.saved_folder import is_quantized_folder, saved_format
 from ggtool.system.machine import usable_cpus
 
@@ -17,34 +18,36 @@ def load_model(
     path: Path,
     n_ctx: int,
     threads: int,
-    device: Literal["auto", "cpu", "cuda"],
+    device: str,
     engine: Engine = "auto",
     *,
     quick_steps: bool = False,
 ) -> LogitsBackend:
     """Open `path`; n_ctx 0 is the model's own context, 4096 at most, and threads 0 the CPUs that others leave free.
 
+    device: as `ggtool.backends.device.parse_device` takes it.
+
     quick_steps: see LoadOptions.
 
     Raises ArtifactError or SourceError when it cannot be used, UsageError when the device, the engine or the context cannot be had.
     """
     shares, threads = not threads, threads or usable_cpus()
+    asked, gpus = parse_device(device)
     if is_quantized_folder(path):
-        from ggtool.backends.device import choose_device
-
-        options = LoadOptions(n_ctx, threads, choose_device(device), shares=shares, engine=engine)
+        options = LoadOptions(
+            n_ctx, threads, choose_device(asked), shares=shares, engine=engine, gpus=gpus
+        )
         return cast("LogitsBackend", open_backend(saved_format(path)[0], path, options))
     if engine == "ggtool":
-        from ggtool.backends.device import choose_device
         from ggtool.backends.engine.gguf_backend import GgufEngineBackend
 
         return GgufEngineBackend(
-            None, path, LoadOptions(n_ctx, threads, choose_device(device), engine=engine)
+            None, path, LoadOptions(n_ctx, threads, choose_device(asked), engine=engine, gpus=gpus)
         )
     from ggtool.backends.llama_cpp.backend import LlamaCppBackend
     from ggtool.backends.llama_cpp.model import gpu_offload
 
-    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if device == "auto" else device
+    where: Literal["cpu", "cuda"] = ("cuda" if gpu_offload() else "cpu") if asked == "auto" else asked
     return LlamaCppBackend(
-        None, path, LoadOptions(n_ctx, threads, where, shares=shares, quick_steps=quick_steps)
+        None, path, LoadOptions(n_ctx, threads, where, shares=shares, quick_steps=quick_steps, gpus=gpus)
     )

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from ggtool.backends import Engine, SamplingParams
+from ggtool.backends.device import parse_device
 from ggtool.backends.isolated import IsolatedModel, TextOptions
 from ggtool.backends.llama_cpp.selftest import self_test
 from ggtool.backends.sampling import check_sampling
@@ -26,8 +27,6 @@ from ggtool.errors import UsageError
 
 _UNTIL_THE_READER_LEAVES = suppress(BrokenPipeError)  # `| head` has what it wanted
 
-Device = Literal["auto", "cpu", "cuda"]
-
 
 def run_chat(
     path: Path | None,
@@ -36,7 +35,7 @@ def run_chat(
     system: str | None = None,
     n_ctx: int = 0,
     threads: int = 0,
-    device: Device = "auto",
+    device: str = "auto",
     engine: Engine = "auto",
     quiet: bool = False,
 ) -> None:
@@ -123,7 +122,7 @@ def run_generate(
     *,
     n_ctx: int = 0,
     threads: int = 0,
-    device: Device = "auto",
+    device: str = "auto",
     engine: Engine = "auto",
     as_json: bool = False,
     echo: bool = False,
@@ -170,9 +169,10 @@ def choose_model(path: Path | None) -> Path | None:
 
 @contextmanager
 def _open(
-    path: Path | None, params: SamplingParams, n_ctx: int, threads: int, device: Device, engine: Engine
+    path: Path | None, params: SamplingParams, n_ctx: int, threads: int, device: str, engine: Engine
 ) -> Iterator[tuple[Path, TextBackend]]:
     check_sampling(params)  # before the seconds that loading may take
+    parse_device(device)
     found = find_model(path)
     if not found.is_dir():
         self_test()  # here, where its word on a build that fails is seen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ggtool.cli.flags import DeviceOption, EngineOption, Json, Quiet, Threads
+from ggtool.cli.flags import DEVICES_HELP, EngineOption, Json, Quiet, Threads
 from ggtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def chat(
     seed: Seed = 0,
     n_ctx: NCtx = 0,
     threads: Threads = 0,
-    device: DeviceOption = "auto",
+    device: Annotated[str, typer.Option("--device", help=DEVICES_HELP)] = "auto",
     engine: EngineOption = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -142,11 +142,14 @@ def _chat_by_server(
     quiet: bool,
 ) -> None:
     """Chat through a server: the one at `url`, or one of its own where a schema or tools rule the answer."""
+    from ggtool.backends.device import parse_device
     from ggtool.chat.find_model import find_model
     from ggtool.chat.remote import Server
     from ggtool.chat.run import choose_model, run_remote_chat
     from ggtool.chat.tools import load_tools
 
+    if parse_device(device)[1]:
+        raise UsageError("GPUs by number go without --json-schema and --tools: a server runs the model.")
     if json_schema is not None and tools is not None:
         raise UsageError("--json-schema and --tools exclude each other; pass one.")
     listed = [] if tools is None else load_tools(tools)
@@ -201,7 +204,7 @@ def generate(
     seed: Seed = 0,
     n_ctx: NCtx = 0,
     threads: Threads = 0,
-    device: DeviceOption = "auto",
+    device: Annotated[str, typer.Option("--device", help=DEVICES_HELP)] = "auto",
     engine: EngineOption = "auto",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
     json_: Json = False,
