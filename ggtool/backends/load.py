@@ -34,9 +34,7 @@ def load_model(
     shares, threads = not threads, threads or usable_cpus()
     asked, gpus = parse_device(device)
     if is_quantized_folder(path):
-        options = LoadOptions(
-            n_ctx, threads, choose_device(asked), shares=shares, engine=engine, gpus=gpus
-        )
+        options = LoadOptions(n_ctx, threads, choose_device(asked), shares=shares, engine=engine, gpus=gpus)
         return cast("LogitsBackend", open_backend(saved_format(path)[0], path, options))
     if engine == "ggtool":
         from ggtool.backends.engine.gguf_backend import GgufEngineBackend
