@@ -1,7 +1,16 @@
-"""NCCL's all-reduce, the peer of the engine's own exchange: small sums in a CUDA graph, one process for each GPU."""
+"""NCCL's all-reduce, the peer of the engine's own exchange: small sums in a CUDA graph, one process for each GPU.
+
+    python scripts/bench/nccl_sums.py [--ranks 2] [--numbers 4096] [--sums 65] [--cpu] [--seconds 40] [--out FILE]
+
+Microseconds of one all-reduce of float16 and of float32 numbers, medians over replays of a graph with so many. --cpu is a trial by
+gloo, without graphs.
+"""
 
 from __future__ import annotations
 
+import argparse
+import gc
+import json
 import os
 import statistics
 import tempfile
@@ -16,14 +25,18 @@ import torch.multiprocessing as mp
 REPLAYS = 30
 
 
-def nccl_us(n_ranks: int, n_numbers: int, n_sums: int, *, is_gpu: bool = True) -> dict[str, float]:
-    """Return microseconds of one all-reduce, by type, of `n_sums` in a graph; without GPUs gloo's, with no graph."""
+def nccl_us(n_ranks: int, n_numbers: int, n_sums: int, seconds: float, *, is_gpu: bool) -> dict[str, float]:
+    """Return microseconds of one all-reduce, by type; what was measured when the time is over."""
     with tempfile.TemporaryDirectory(prefix="ggtool-nccl-") as folder:
-        mp.spawn(_measure, (n_ranks, n_numbers, n_sums, folder, is_gpu), nprocs=n_ranks)
-        found = {}
-        for file in Path(folder).glob("*.us"):
-            found[file.stem] = float(file.read_text())
-        return found
+        children = mp.spawn(
+            _measure, (n_ranks, n_numbers, n_sums, folder, is_gpu), nprocs=n_ranks, join=False
+        )
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not children.join(timeout=1.0):
+            pass
+        for process in children.processes:
+            process.kill()
+        return {file.stem: float(file.read_text()) for file in Path(folder).glob("*.us")}
 
 
 def _measure(rank: int, n_ranks: int, n_numbers: int, n_sums: int, folder: str, is_gpu: bool) -> None:
@@ -38,31 +51,35 @@ def _measure(rank: int, n_ranks: int, n_numbers: int, n_sums: int, folder: str, 
         **({"device_id": device} if is_gpu else {}),
     )  # fmt: skip
     for dtype in (torch.float16, torch.float32):
-        numbers = torch.full((n_numbers,), float(rank + 1), dtype=dtype, device=device)
-        dist.all_reduce(numbers)
-        assert float(numbers[0]) == sum(range(1, n_ranks + 1))
-        numbers.zero_()
-
-        def sums(numbers: torch.Tensor = numbers) -> None:
-            for _ in range(n_sums):
-                dist.all_reduce(numbers)
-
-        run = _graph(sums) if is_gpu else sums
-        samples = []
-        for _ in range(REPLAYS):
-            dist.barrier()
-            if is_gpu:
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            run()
-            if is_gpu:
-                torch.cuda.synchronize()
-            samples.append((time.perf_counter() - started) * 1e6 / n_sums)
+        us = _median_us(torch.full((n_numbers,), rank + 1.0, dtype=dtype, device=device), n_ranks, n_sums)
         if rank == 0:
-            Path(folder, f"{str(dtype).removeprefix('torch.')}.us").write_text(
-                str(statistics.median(samples))
-            )
+            Path(folder, f"{str(dtype).removeprefix('torch.')}.us").write_text(str(us))
+    gc.collect()  # a communicator is not given back while a graph has it
     dist.destroy_process_group()
+
+
+def _median_us(numbers: torch.Tensor, n_ranks: int, n_sums: int) -> float:
+    is_gpu = numbers.device.type == "cuda"
+    dist.all_reduce(numbers)
+    assert float(numbers[0]) == sum(range(1, n_ranks + 1))
+    numbers.zero_()
+
+    def sums() -> None:
+        for _ in range(n_sums):
+            dist.all_reduce(numbers)
+
+    run = _graph(sums) if is_gpu else sums
+    samples = []
+    for _ in range(REPLAYS):
+        dist.barrier()
+        if is_gpu:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if is_gpu:
+            torch.cuda.synchronize()
+        samples.append((time.perf_counter() - started) * 1e6 / n_sums)
+    return statistics.median(samples)
 
 
 def _graph(start: Callable[[], None]) -> Callable[[], None]:
@@ -75,3 +92,24 @@ def _graph(start: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         start()
     return graph.replay
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--numbers", type=int, default=4096)
+    parser.add_argument("--sums", type=int, default=65)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--out", type=Path, help="as JSON")
+    args = parser.parse_args()
+    found = nccl_us(args.ranks, args.numbers, args.sums, args.seconds, is_gpu=not args.cpu)
+    print(f"us for one all-reduce of {args.numbers} numbers, {args.sums} together: {found or 'none in time'}")
+    if args.out:
+        args.out.write_text(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

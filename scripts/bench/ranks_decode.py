@@ -1,12 +1,11 @@
 """Decode on one GPU against the same model split over several, in one run, and what their exchanges cost.
 
     python scripts/bench/ranks_decode.py [--model llama-8b] [--formats fp16,int8] [--contexts 128,1024] [--rounds 5]
-        [--devices cuda:0,cuda:1] [--nccl] [--seconds 120] [--out FILE]
+        [--devices cuda:0,cuda:1] [--seconds 120] [--out FILE]
 
 Random weights, the same on both sides, greedy, one text. For each format and context, medians of ms a token over rounds in
 which the two sides take turns. Of the exchanges: the time of all of a token's in a graph by themselves; the time of one GPU's
-kernels without them, which is what a token would take if they cost nothing; and with --nccl as many all-reduces of NCCL
-in a graph, float16 and float32. "beside" is the first GPU alone while the last multiplies matrices for somebody else.
+kernels without them, which is what a token would take if they cost nothing. `nccl_sums.py` times NCCL's all-reduce. "beside" is the first GPU alone while the last multiplies matrices for somebody else.
 --devices cpu,cpu runs a tiny model in the tests' emulation: a trial of the script and no measurement.
 """
 
@@ -24,7 +23,6 @@ from typing import Any
 
 import torch
 from compilers import Compilers, Names
-from nccl_sums import nccl_us
 from random_models import SIZES, Sizes, random_model
 
 from ggtool.backends.engine import rank_steps, step
@@ -125,6 +123,13 @@ def graph_of(rank: Rank, start: Callable[[], None]) -> Callable[[], None]:
     return replay
 
 
+def again(replays: Sequence[Callable[[], None]]) -> None:
+    """Replay graphs of AT_ONCE tokens until there are N_TOKENS."""
+    for _ in range(N_TOKENS // AT_ONCE):
+        for replay in replays:
+            replay()
+
+
 def exchanges_ms(ranks: Sequence[Rank], n_embd: int, n_layers: int, rounds: int) -> float:
     """Return ms that the exchanges of one token take in graphs of their own, AT_ONCE tokens each."""
     devices = [rank.device for rank in ranks]
@@ -135,7 +140,7 @@ def exchanges_ms(ranks: Sequence[Rank], n_embd: int, n_layers: int, rounds: int)
             "values": torch.zeros(1, 1, device=device),
             "indices": torch.zeros(1, 1, dtype=torch.int32, device=device),
             "tokens": torch.zeros(1, dtype=torch.int32, device=device),
-            "made": torch.zeros(AT_ONCE + 1, 1, dtype=torch.int32, device=device),
+            "made": torch.zeros(N_TOKENS + 1, 1, dtype=torch.int32, device=device),
             "position": torch.zeros(1, dtype=torch.int32, device=device),
         }
         for device in devices
@@ -169,7 +174,7 @@ def exchanges_ms(ranks: Sequence[Rank], n_embd: int, n_layers: int, rounds: int)
     for _ in range(rounds + 1):
         for state in states:
             state["position"].zero_()
-        samples.append(ms_of(lambda: [replay() for replay in replays], devices, AT_ONCE))
+        samples.append(ms_of(partial(again, replays), devices, N_TOKENS))
     return statistics.median(samples[1:])
 
 
@@ -188,7 +193,7 @@ def without_exchanges_ms(together: Together, context: int, rounds: int) -> float
                 pass
 
     replay = graph_of(lonely, start)
-    samples = [ms_of(replay, [rank.device], AT_ONCE) for _ in range(rounds + 1)]
+    samples = [ms_of(partial(again, [replay]), [rank.device], N_TOKENS) for _ in range(rounds + 1)]
     return statistics.median(samples[1:])
 
 
@@ -259,6 +264,9 @@ def compare(
                 (at for at, (a, b) in enumerate(zip(made[0][0], made[1][0], strict=True)) if a != b), N_TOKENS
             ),
         }
+        if found["tokens_equal"] == N_TOKENS:
+            want, got = (logits for _, logits in made)
+            found["last_logits_error"] = float((got - want).norm() / want.norm())
         if devices[0].type == "cuda":
             found["without_exchanges_ms"] = without_exchanges_ms(together, context, rounds)
             work = partial(decode, alone, run_alone, context, first)
@@ -280,7 +288,6 @@ def main() -> None:
     parser.add_argument("--contexts", default="128,1024")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--devices", default="cuda:0,cuda:1")
-    parser.add_argument("--nccl", action="store_true", help="time NCCL's all-reduce as well")
     parser.add_argument("--seconds", type=float, default=120.0, help="begin no format after so many")
     parser.add_argument("--out", type=Path, help="all of it as JSON")
     args = parser.parse_args()
@@ -305,16 +312,14 @@ def main() -> None:
         whole = row["weights_bytes"]
         shares = ", ".join(f"{n / (whole / len(devices)):.3f}" for n in row["weights_bytes_by_device"])
         print(f"{name}: weights {whole / 1e9:.3f} GB, on each device {shares} of its share", flush=True)
-        print(f"{name}: exchanges of a token alone {row['exchanges_ms']:.4f} ms", flush=True)
+        took = time.monotonic() - started
+        print(
+            f"{name}: exchanges of a token alone {row['exchanges_ms']:.4f} ms; after {took:.0f} s", flush=True
+        )
         if args.out:
             args.out.write_text(json.dumps(result, indent=1) + "\n")
         if is_gpu:
             torch.cuda.empty_cache()
-    if args.nccl:
-        result["nccl_us"] = nccl_us(len(devices), sizes.n_embd, 2 * sizes.n_layers + 1, is_gpu=is_gpu)
-        print(f"NCCL, us for one all-reduce of {sizes.n_embd} numbers in a graph: {result['nccl_us']}")
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
