@@ -288,16 +288,24 @@ async def ask(port: int, prompt: str, n_predict: int, *, cut_after: int = 0, **o
         writer.write(head.encode() + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(data) + data)
         status = int((await reader.readline()).split()[1])
         came: list[tuple[float, bytes]] = []
-        while line := await reader.readline():
-            if line.startswith(b"data: {"):
-                came.append((time.perf_counter() - started, line))
-                if cut_after and len(came) >= cut_after:
-                    break
-        # Read afterwards: this process takes its time from the server's CPUs.
-        said = [(moment, text) for moment, line in came if (text := text_of(line))]
+        n_texts = 0
+        while block := await reader.read(1 << 16):
+            came.append((time.perf_counter() - started, block))
+            if cut_after and (n_texts := n_texts + block.count(b"\ndata: {")) >= cut_after:
+                break
+        # Taken apart afterwards: this process takes its time from the server's CPUs.
+        said = [(moment, text) for moment, line in lines_of(came) if (text := text_of(line))]
         return Answer(status, [moment for moment, _ in said], "".join(text for _, text in said))
     finally:
         writer.close()
+
+
+def lines_of(blocks: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    """Yield the lines with an event's data, and when their ends came."""
+    rest = b""
+    for moment, block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from ((moment, line) for line in lines if line.startswith(b"data: {"))
 
 
 def text_of(line: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ggtool.formats import FORMATS
-from ggtool.serve.api.generation import joined
+from ggtool.serve.api.generation import TextEvents, data, joined
 from ggtool.serve.engine import scheduler as module
 from ggtool.serve.engine.llama_sequences import LlamaSequences
 from ggtool.serve.engine.requests import Generate, ModelJob, RequestError, Sampling
@@ -117,3 +117,13 @@ def test_leaving_early_ends_the_source() -> None:
 
     asyncio.run(run())
     assert ended == [True]
+
+
+@pytest.mark.parametrize(
+    "text", ["", " the", 'say "no"\n', "\\u0041 é 日本", "\ud800", "<the text>", '"}]}\n\ndata: {}']
+)
+def test_an_event_made_around_its_text_is_the_event(text: str) -> None:
+    def value(one: str) -> dict[str, Any]:
+        return {"model": "text", "choices": [{"index": 0, "text": one, "finish_reason": None}]}
+
+    assert TextEvents(value).data(text) == data(value(text))

@@ -16,6 +16,7 @@ from ggtool.serve.api.bodies import ChatBody, ChatMessage, ContentPart
 from ggtool.serve.api.conversation import Answer, Finished, Question, Started, answers, call_arguments
 from ggtool.serve.api.generation import (
     DONE,
+    TextEvents,
     data,
     format_grammar,
     make_sampling,
@@ -191,8 +192,12 @@ def _delta(part: Answer) -> dict[str, Any] | None:
 async def _stream(pool: Pool, body: ChatBody, question: Question) -> AsyncGenerator[bytes, None]:
     head = _head(pool, body, "chat.completion.chunk")
     usage = Usage(question.n)
+    plain = [_text_events(head, index) for index in range(question.n)]
     async with aclosing(answers(pool, body.model, question, usage)) as parts:
         async for index, part in parts:
+            if isinstance(part, Text) and not part.scored:  # most are
+                yield plain[index].data(part.text)
+                continue
             finish = part.finish if isinstance(part, Finished) else None
             choice: dict[str, Any] = {"index": index, "delta": _delta(part), "finish_reason": finish}
             if question.logprobs is not None and isinstance(part, Text) and part.scored:
@@ -201,6 +206,15 @@ async def _stream(pool: Pool, body: ChatBody, question: Question) -> AsyncGenera
     if body.stream_options is not None and body.stream_options.include_usage:
         yield data({**head, "choices": [], "usage": usage.json(), "timings": timings(usage)})
     yield DONE
+
+
+def _text_events(head: dict[str, Any], index: int) -> TextEvents:
+    """Return the events of a stream with a piece of text number `index` and nothing else."""
+
+    def chunk(text: str) -> dict[str, Any]:
+        return {**head, "choices": [{"index": index, "delta": _delta(Text(text)), "finish_reason": None}]}
+
+    return TextEvents(chunk)
 
 
 def _head(pool: Pool, body: ChatBody, kind: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ggtool.serve.api.generation import (
     ACCEPTED,
     DONE,
     FINISH,
+    TextEvents,
     data,
     format_grammar,
     make_sampling,
@@ -118,6 +119,10 @@ class _Choice:
             self.scored += scored
         return text, scored
 
+    def text_events(self, head: dict[str, Any]) -> TextEvents:
+        """Return the events of a stream with a piece of this text and nothing else."""
+        return TextEvents(lambda text: {**head, "choices": [self.json(text, [], None)]})
+
     def json(self, text: str, scored: list[Any], finish: str | None) -> dict[str, Any]:
         """Return the choice, or a part of it for a stream."""
         logprobs = legacy_logprobs(scored) if self.with_logprobs else None
@@ -173,8 +178,13 @@ async def _stream(pool: Pool, body: CompletionBody) -> AsyncGenerator[bytes, Non
         requests = _requests(process, body, pool.settings.deadline_s)
         usage = Usage(body.n or 1)
         choices = [_Choice(index, body.logprobs is not None) for index in range(len(requests))]
+        plain = [choice.text_events(head) for choice in choices]
         async with aclosing(merge(process, requests)) as events:
             async for index, event in events:
+                if event[0] == "token" and not event[3]:  # most are: a text and nothing else
+                    if event[2]:
+                        yield plain[index].data(event[2])
+                    continue
                 usage.add(index, event)
                 choice = choices[index]
                 found = choice.add(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -157,6 +157,23 @@ async def _gone(request: Request) -> None:
 def data(value: Any) -> bytes:
     """Return one server-sent event."""
     return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+
+
+class TextEvents:
+    """Server-sent events that differ in a text alone: what is around it is made once."""
+
+    def __init__(self, value: Callable[[str], Any]) -> None:
+        """`value` gives an event's JSON with a text somewhere in it, as a value of its own."""
+        mark = json.dumps(_MARK)
+        self._before, _, self._behind = data(value(_MARK)).partition(mark.encode())
+
+    def data(self, text: str) -> bytes:
+        """Return the event with `text` in it."""
+        return self._before + json.dumps(text, ensure_ascii=False).encode("utf-8", "replace") + self._behind
+
+
+# Of this process alone, so that no name of a model has it.
+_MARK = secrets.token_hex(16)
 
 
 def named(event: str, value: Any) -> bytes:

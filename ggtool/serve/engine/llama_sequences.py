@@ -113,7 +113,10 @@ class LlamaSequences:
     def step(self, tokens: Sequence[tuple[int, int]]) -> Sequence[Logits]:
         """Append one token to each of several sequences in one decode."""
         if len(tokens) == 1:
-            self._append(tokens[0][0], [tokens[0][1]], n_logits=1)
+            ((sequence, token),) = tokens
+            self._batch.fill_one(token, self._lengths[sequence], sequence)
+            self._decode([sequence])
+            self._lengths[sequence] += 1
             return [self._rows(1)[0]]
         wanted = dict(tokens)
         sequences = self._without_gaps(sorted(wanted))

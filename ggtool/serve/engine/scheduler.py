@@ -29,6 +29,7 @@ _PIECE = 512  # tokens of prompts between two steps of the texts that are being 
 # Tokens behind a text's first are sent no sooner than this after the ones before: a message wakes the server and the client,
 # which take a CPU from the model, and nobody reads faster than a screen is drawn.
 _FRAME_S = 1 / 30
+_LOOK_S = 0.05  # between two looks at the requests' deadlines
 _WORTH_COPYING = 32  # shared tokens below which reading them again is as quick as copying a whole buffer
 
 
@@ -42,6 +43,7 @@ class Scheduler:
         self._waiting: deque[tuple[Generate, list[int], str, Matcher | None, float]] = deque()
         self._tasks: deque[tuple[int, Callable[[int], None]]] = deque()
         self._slots: list[Slot | None] = [None] * sequences.n_sequences
+        self._running: list[Slot] = []  # those of them that are taken; a new list after each change
         # What each sequence holds, kept after its request is gone, for the next one to share.
         self._held: list[list[int]] = [[] for _ in range(sequences.n_sequences)]
         self._used_s = [0.0] * sequences.n_sequences
@@ -50,6 +52,7 @@ class Scheduler:
         self._sent_s = 0.0
         self._scorer = Scorer(sequences.n_vocab)
         self._status: list[Any] = []
+        self._looked_s = 0.0
         self._stopping = False
 
     # From any thread.
@@ -86,18 +89,23 @@ class Scheduler:
     def run(self) -> None:
         """Serve until `stop`."""
         while not self._stopping:
+            # Between two steps this is cold code, so that each line of it costs a microsecond: what is seldom to do is asked for first.
             self._take_messages(block=self._is_idle)
-            self._expire()
-            self._admit()
+            now = time.monotonic()
+            if now > self._looked_s + _LOOK_S:
+                self._looked_s = now
+                self._expire(now)
+            if self._tasks or self._waiting:
+                self._admit()
             self._predict()
-            if not all(slot.is_predicting for slot in self._active()):
+            if not all(slot.is_predicting for slot in self._running):
                 self._report(before_prompts=True)
                 self._read_prompts()
             self._report()
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._waiting or self._tasks or any(self._slots))
+        return not (self._running or self._waiting or self._tasks)
 
     def _take_messages(self, *, block: bool) -> None:
         while block or not self._inbox.empty():
@@ -107,20 +115,20 @@ class Scheduler:
     def _drop(self, number: int) -> None:
         self._waiting = deque(entry for entry in self._waiting if entry[0].id != number)
         self._tasks = deque(entry for entry in self._tasks if entry[0] != number)
-        for slot in self._active():
+        for slot in self._running:
             if slot.request.id == number:
                 self._free(slot)
 
-    def _active(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot is not None]
+    def _set_slot(self, number: int, slot: Slot | None) -> None:
+        self._slots[number] = slot
+        self._running = [slot for slot in self._slots if slot is not None]
 
-    def _expire(self) -> None:
-        now = time.monotonic()
+    def _expire(self, now: float) -> None:
         for entry in list(self._waiting):
             if now > entry[4] + entry[0].deadline_s:
                 self._waiting.remove(entry)
                 self._fail(entry[0].id, RequestError(503, "the request waited too long for a free slot."))
-        for slot in self._active():
+        for slot in self._running:
             if now > slot.started_s + slot.request.deadline_s:
                 error = f"the request took longer than {slot.request.deadline_s:g} s and was stopped."
                 self._abandon(slot, RequestError(503, error))
@@ -146,7 +154,7 @@ class Scheduler:
             return False
         if any(entry[0].id == request.leader for entry in self._waiting):
             return True
-        return any(slot.request.id == request.leader and not slot.is_predicting for slot in self._active())
+        return any(slot.request.id == request.leader and not slot.is_predicting for slot in self._running)
 
     def _free_sequence(self) -> int | None:
         free = [number for number, slot in enumerate(self._slots) if slot is None]
@@ -165,7 +173,7 @@ class Scheduler:
         sampler = Sampler(request.sampling, prompt, self._sequences.end_tokens)
         slot = Slot(sequence, request, prompt, sampler, matcher)
         slot.begin(self._vocabulary)
-        self._slots[sequence] = slot
+        self._set_slot(sequence, slot)
         self._held[sequence] = slot.tokens
         self._emit("started", request.id, len(prompt), shared, opening)
         if needs_scores:
@@ -196,7 +204,7 @@ class Scheduler:
 
     def _predict(self) -> None:
         """Take one token further every text that is being generated."""
-        slots = [slot for slot in self._active() if slot.is_predicting]
+        slots = [slot for slot in self._running if slot.is_predicting]
         if not slots:
             return
         try:
@@ -210,7 +218,7 @@ class Scheduler:
 
     def _read_prompts(self) -> None:
         budget, is_scoring = _PIECE, False
-        for slot in sorted(self._active(), key=lambda slot: slot.started_s):
+        for slot in sorted(self._running, key=lambda slot: slot.started_s):
             if slot.is_predicting or budget <= 0 or (slot.scoring is not None and is_scoring):
                 continue
             try:
@@ -340,7 +348,7 @@ class Scheduler:
 
     def _free(self, slot: Slot) -> None:
         number = slot.sequence
-        self._slots[number] = None
+        self._set_slot(number, None)
         self._held[number] = slot.tokens[: self._sequences.length(number)]
         self._used_s[number] = time.monotonic()
 
@@ -351,7 +359,7 @@ class Scheduler:
 
     def _report(self, *, before_prompts: bool = False) -> None:
         """Send the events, or leave tokens for later; not before prompts are read, which takes longer than a step."""
-        status = [len(self._active()), len(self._waiting)]
+        status = [len(self._running), len(self._waiting)]
         if status != self._status:
             self._status = status
             self._emit("status", {"busy": status[0], "waiting": status[1]})
