@@ -1,13 +1,13 @@
 """Logits and bytes of a model on one GPU against the same model over two, in each format and by each engine.
 
-    python scripts/bench/ranks_logits.py [--model FOLDER] [--formats hf-fp16,scratch-int8,...] [--layers 4]
-        [--gguf FILE,...] [--devices 0,1] [--seconds 60] [--out FILE]
+    python scripts/bench/ranks_logits.py [--model FOLDER] [--whole] [--layers 4] [--vocab 128256] [--gguf FILE,...]
+        [--formats hf-fp16,scratch-int8,...] [--devices 0,1] [--seconds 60] [--out FILE]
 
-For the checkpoint in FOLDER, for one of a Llama-8B's shape with so many layers (random weights, made on the GPU and saved), and for all 32
+For the checkpoint in FOLDER, for one of a Llama-8B's shape with so many layers (random weights, made on the GPU and saved), and with --whole for all 32
 layers in float16 without a file: the relative error of the logits over two GPUs, the share of positions with the same likeliest
 token, and what CUDA's allocator holds on each GPU, as a share of half. eager has whole blocks on each GPU; ggtool is
 the engine, whose GPUs have a part of every matrix. GGUF files are run by llama.cpp, where its library has CUDA, and by the engine; of llama.cpp the bytes are
-those that the driver counts, the context included. --devices cpu is a trial on a CPU with tiny sizes.
+those that the driver counts for everyone, the context included. --devices cpu is a trial on a CPU with tiny sizes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,9 +44,10 @@ def held(n_gpus: int) -> list[int]:
 
 
 def used(n_gpus: int) -> list[int]:
-    """Return the bytes that the driver counts as taken on each GPU, by anyone."""
-    found = [torch.cuda.mem_get_info(gpu) for gpu in range(n_gpus)]
-    return [total - free for free, total in found]
+    """Return the bytes that the driver counts as taken on each GPU, by anyone; torch does not open the GPU for it."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(mib) << 20 for mib in said.split()[:n_gpus]]
 
 
 def opened(folder: Path, name: str, engine: Engine, gpus: Sequence[int], tokens: list[int]) -> dict[str, Any]:
@@ -92,11 +94,16 @@ def compared(what: str, one: dict[str, Any], two: dict[str, Any]) -> dict[str, A
     return row
 
 
-def llama(n_layers: int, device: str, *, tiny: bool = False) -> Any:
+def llama(n_layers: int, device: str, *, n_vocab: int = 128256, tiny: bool = False) -> Any:
     """Return transformers' model of a Llama-8B's shape with so many layers, random float16."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    sizes = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+    sizes = {
+        "vocab_size": n_vocab,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+    }
     if tiny:
         sizes = {"vocab_size": 320, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
     config = LlamaConfig(
@@ -131,7 +138,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "gpt2-demo")
+    parser.add_argument("--model", type=Path, help="a checkpoint with its tokenizer")
+    parser.add_argument("--whole", action="store_true", help="all layers of the 8B shape, in float16")
+    parser.add_argument("--vocab", type=int, default=128256, help="tokens of the 8B shape that is saved")
     parser.add_argument("--formats", default=FORMATS)
     parser.add_argument("--gguf", default="", help="GGUF files to compare as well")
     parser.add_argument(
@@ -152,6 +161,7 @@ def main() -> None:
             args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
     def measure(folder: Path, name: str, tokens: list[int]) -> None:
+        # llama.cpp before the engine, for the driver counts what torch has taken too.
         engines: list[Engine] = ["eager"]
         if (name in BY_ENGINE or folder.is_file()) and gpus:
             engines.append("ggtool")
@@ -166,28 +176,33 @@ def main() -> None:
             except Exception as error:  # noqa: BLE001 - the other formats go on
                 print(f"{what}: {type(error).__name__}: {str(error)[:200]}", flush=True)
 
-    from transformers import AutoTokenizer
-
-    text = (ROOT / "models" / "gpt2-demo" / "heldout.txt").read_text(encoding="utf-8")[:4000]
-    tokens = AutoTokenizer.from_pretrained(args.model)(text)["input_ids"][:256]
     names = [name for name in args.formats.split(",") if name]
     for file in map(Path, filter(None, args.gguf.split(","))):
-        measure(file, "gguf-q4_k_m", tokens)  # the file itself says its types
-    for name in names:
-        measure(args.model, name, tokens)
+        measure(file, "gguf-q4_k_m", list(range(1, 129)))  # the file itself says its types
+    if args.model:
+        from transformers import AutoTokenizer
+
+        text = (ROOT / "models" / "gpt2-demo" / "heldout.txt").read_text(encoding="utf-8")[:4000]
+        tokens = AutoTokenizer.from_pretrained(args.model)(text)["input_ids"][:256]
+        for name in names:
+            measure(args.model, name, tokens)
     torch.manual_seed(0)
-    drawn = torch.randint(0, 320 if tiny else 128256, (128,)).tolist()
-    try:
-        kept(in_memory(2 if tiny else 32, gpus, drawn, tiny=tiny))
-    except Exception as error:  # noqa: BLE001 - the formats go on
-        print(f"llama-8b in memory: {type(error).__name__}: {str(error)[:200]}", flush=True)
-    gc.collect()
+    drawn = torch.randint(0, 320 if tiny else min(args.vocab, 32000), (128,)).tolist()
+    if args.whole:
+        try:
+            kept(in_memory(2 if tiny else 32, gpus, drawn, tiny=tiny))
+        except Exception as error:  # noqa: BLE001 - the formats go on
+            print(f"llama-8b in memory: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        gc.collect()
     if args.layers:
         with tempfile.TemporaryDirectory(prefix="ggtool-8b-") as name:
             folder = Path(name) / f"llama-8b-{args.layers}"
-            model = llama(args.layers, "cuda:0" if gpus else "cpu", tiny=tiny)
+            model = llama(args.layers, "cuda:0" if gpus else "cpu", n_vocab=args.vocab, tiny=tiny)
             model.save_pretrained(folder)
             del model
+            print(
+                f"a model of {args.layers} layers saved, after {time.monotonic() - started:.0f} s", flush=True
+            )
             gc.collect()
             for fmt in names:
                 measure(folder, fmt, drawn)
