@@ -29,10 +29,10 @@ from ggtool.calibration.packed import read_calibration
 from ggtool.conversion.model import read_model
 from ggtool.errors import UsageError
 from ggtool.gguf.edit import Changes, edit
-from ggtool.gguf.grids import GRIDS
 from ggtool.gguf.imatrix import METHOD_KEY
 from ggtool.gguf.model import Artifact, open_artifact
 from ggtool.gguf.reader import read_header
+from ggtool.gguf.rounded_types import ROUNDED_TYPES
 from ggtool.gguf.writer import pack
 from ggtool.source.resolve import ModelSource
 from ggtool.system.atomic import atomic_output, refuse_existing, scratch_file
@@ -99,8 +99,10 @@ def _types(artifact: Artifact, source: ModelSource) -> Mapping[str, str]:
             f"{artifact.path} was not made of {source.name}: their tensors differ; name its own checkpoint with --model."
         )
     types = {name: tensor.type_name for name, tensor in found.items()}
-    if not any(kind in GRIDS for kind in types.values()):
-        raise UsageError(f"{artifact.path} has no tensor of a type that can be refined ({', '.join(GRIDS)}).")
+    if not any(kind in ROUNDED_TYPES for kind in types.values()):
+        raise UsageError(
+            f"{artifact.path} has no tensor of a type that can be refined ({', '.join(ROUNDED_TYPES)})."
+        )
     return types
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ggtool.calibration.blocks import refuse_not_finite
 from ggtool.calibration.gguf_gptq.inputs import Inputs, Summary
-from ggtool.calibration.gguf_gptq.matrix import Costs, costs, descend, round_matrix
+from ggtool.calibration.gguf_gptq.matrix import Costs, costs
+from ggtool.calibration.gguf_gptq.rounded import refine_bytes, round_bytes
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
-from ggtool.gguf.grids import GRIDS, join_rows, split_rows
 
 Floats = npt.NDArray[np.float32]
 # Strengths of the correction for the error of what comes before.
@@ -115,11 +115,10 @@ def round_layer(
     aim = target.cpu().numpy()
     if present is None:
         stock = quantize_rows(type_name, weights, importance)
-        parts = round_matrix(type_name, aim, cost, importance, threads)
+        ours = round_bytes(type_name, aim, cost, importance, threads)
     else:
         stock = present
-        parts = descend(GRIDS[type_name], split_rows(type_name, stock, weights.shape[1]), aim, cost, threads)
-    ours = join_rows(type_name, parts)
+        ours = refine_bytes(type_name, stock, aim, cost, threads)
     widened = [dequantize_rows(type_name, data, weights.shape[1]) for data in (ours, stock)]
     error, stock_error = (
         float(judged.errors(torch.from_numpy(one).to(exact), exact).sum()) for one in widened

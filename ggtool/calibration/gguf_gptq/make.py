@@ -21,9 +21,9 @@ from ggtool.calibration.jobs import GgufSurveyJob, RoundJob
 from ggtool.calibration.packed import Calibration
 from ggtool.conversion.architectures import find_architecture
 from ggtool.errors import UsageError
-from ggtool.gguf.grids import GRIDS
 from ggtool.gguf.imatrix import ImportanceMatrix
 from ggtool.gguf.model import Artifact
+from ggtool.gguf.rounded_types import ROUNDED_TYPES
 from ggtool.source.resolve import ModelSource
 from ggtool.system import worker
 from ggtool.system.atomic import atomic_output
@@ -138,7 +138,7 @@ def round_model(
         digest.update(file_sha256(present.path).encode())
     folder = rounded_folder(source) / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    if any(kind in GRIDS for kind in types.values()):
+    if any(kind in ROUNDED_TYPES for kind in types.values()):
         with _inputs(calibration, importance) as (chunks, weights):
             job = RoundJob(
                 # A copy without what was read so far: it goes to another process.

@@ -29,10 +29,10 @@ from ggtool.calibration.gguf_gptq.table import Table
 from ggtool.conversion.ggml import dequantize_rows, quantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.tensors import ModelTensor
-from ggtool.gguf.grids import GRIDS
 from ggtool.gguf.header import TensorInfo
 from ggtool.gguf.model import FLOAT_TENSOR_TYPES
 from ggtool.gguf.reader import read_header
+from ggtool.gguf.rounded_types import ROUNDED_TYPES
 from ggtool.quantizers.packed import fill
 from ggtool.quantizers.pretrained import (
     Device,
@@ -96,7 +96,7 @@ class Plan:
 def quantize_model(
     source: ModelSource, plan: Plan, chunks: Tensor, device: Device, progress: Progress
 ) -> None:
-    """Round every matrix that `plan` gives a type of `GRIDS`; one file a step goes into its folder.
+    """Round every matrix that `plan` gives a type of `ROUNDED_TYPES`; one file a step goes into its folder.
 
     chunks: token ids (n_chunks, n_ctx). Steps that are there are read and not made again. progress: steps done, of all.
     """
@@ -163,7 +163,7 @@ def _round_block(pair: Pair, layers: Mapping[str, Layer], plan: Plan, step: str)
         moments.check(names[0])
         for name in names:
             layer, module = layers[name], pair.module.get_submodule(name)
-            if plan.types[layer.weight.name] in GRIDS:
+            if plan.types[layer.weight.name] in ROUNDED_TYPES:
                 rounded = _round(layer, moments, plan)
                 _keep(layer, rounded, tensors, facts)
                 put(module, layer, rounded.weights, rounded.bias)
@@ -189,7 +189,7 @@ def _round_head(
         return
     tensors: dict[str, npt.NDArray[Any]] = {}
     facts: dict[str, dict[str, Any]] = {}
-    if layer is not None and plan.types[layer.weight.name] in GRIDS:
+    if layer is not None and plan.types[layer.weight.name] in ROUNDED_TYPES:
         moments = pair.last_moments(model, chunks)
         moments.check("the output matrix")
         if weight is model.get_input_embeddings().weight:

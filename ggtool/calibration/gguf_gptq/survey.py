@@ -22,14 +22,15 @@ from transformers import PreTrainedModel
 from ggtool.calibration.blocks import Blocks, block_names
 from ggtool.calibration.gguf_gptq.layer import Moments, Prepared
 from ggtool.calibration.gguf_gptq.layers import Layer, find_layers, put
-from ggtool.calibration.gguf_gptq.matrix import round_matrix
+from ggtool.calibration.gguf_gptq.rounded import round_bytes
 from ggtool.calibration.gguf_gptq.streams import Pair, judged_chunks
 from ggtool.calibration.gguf_gptq.table import Table
 from ggtool.calibration.predictions import Predictions
+from ggtool.conversion.ggml import dequantize_rows
 from ggtool.conversion.model import read_model
 from ggtool.conversion.quantization_error import round_trip
 from ggtool.errors import MeasureError
-from ggtool.gguf.grids import GRIDS, values
+from ggtool.gguf.rounded_types import ROUNDED_TYPES
 from ggtool.quantizers.packed import fill
 from ggtool.quantizers.pretrained import Device, match_tensors, refuse_quantized, skeleton
 from ggtool.source.resolve import ModelSource
@@ -58,9 +59,10 @@ class Asked:
         """Return rows of a layer's matrix in a type: as `--method gptq` rounds them if it can, or else as llama.cpp does."""
         found = self.importance.get(layer.weight.name)
         importance = None if found is None else np.ascontiguousarray(found[0])
-        if type_name not in GRIDS:
+        if type_name not in ROUNDED_TYPES:
             return round_trip(type_name, rows, importance)
-        return values(GRIDS[type_name], round_matrix(type_name, rows, known.cost, importance, self.threads))
+        data = round_bytes(type_name, rows, known.cost, importance, self.threads)
+        return dequantize_rows(type_name, data, rows.shape[1])
 
 
 def survey(
