@@ -43,12 +43,13 @@ _PROGRAM = """
 import json, os, sys
 from ray.cluster_utils import Cluster
 
-folder, caches, n_cpus = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
+folder, caches, n_cpus, n_gpus = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 cluster, nodes = Cluster(), []
 for number, cache in enumerate(caches):
     os.environ["GGTOOL_CACHE"] = cache
     more = {"temp_dir": folder, "include_dashboard": False, "no_monitor": True} if number == 0 else {}
-    nodes.append(cluster.add_node(wait=False, num_cpus=n_cpus, include_log_monitor=False, **more))
+    sizes = {"num_cpus": n_cpus, "num_gpus": n_gpus}
+    nodes.append(cluster.add_node(wait=False, include_log_monitor=False, **sizes, **more))
 cluster.wait_for_nodes(120)
 print(json.dumps({"address": cluster.address}), flush=True)
 for line in sys.stdin:
@@ -93,8 +94,11 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def ray_nodes(folder: Path, n_nodes: int, n_cpus: float = 1) -> Iterator[RayNodes]:
-    """Start a cluster whose files are under `folder`, which has a short name, and end it after the block."""
+def ray_nodes(folder: Path, n_nodes: int, n_cpus: float = 1, n_gpus: float = 0) -> Iterator[RayNodes]:
+    """Start a cluster whose files are under `folder`, which has a short name, and end it after the block.
+
+    n_gpus: of each node, which need not be there: Ray hands them out by number.
+    """
     caches = [folder / f"cache{number}" for number in range(n_nodes)]
     for cache in caches:
         # Compiling and testing again would take longer than most tests, and is not what they are about.
@@ -109,7 +113,7 @@ def ray_nodes(folder: Path, n_nodes: int, n_cpus: float = 1) -> Iterator[RayNode
     }
     with (folder / "cluster.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(folder / "ray"), listed, str(n_cpus)],
+            [sys.executable, "-c", _PROGRAM, str(folder / "ray"), listed, str(n_cpus), str(n_gpus)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
