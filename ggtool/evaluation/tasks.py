@@ -31,7 +31,7 @@ from ggtool.evaluation.metrics.perplexity import Scored
 from ggtool.evaluation.metrics.windows import Window, cut
 from ggtool.evaluation.vocabulary_check import check_vocabulary
 from ggtool.formats import Format
-from ggtool.system.imports import import_large
+from ggtool.system.imports import import_large, unsearched
 from ggtool.system.progress import Progress
 from ggtool.system.worker import Outcome
 
@@ -86,7 +86,7 @@ def speed(job: SpeedJob, progress: Progress) -> Outcome:
     # On a GPU one thread starts all computations.
     watch = Watch(1 if job.model.options.device == "cuda" else job.threads, job.wait_s)
     started = time.perf_counter()
-    with closing(_open(job.model)) as backend:
+    with unsearched(), closing(_open(job.model)) as backend:
         load_s = time.perf_counter() - started
         watch.loaded()
         pp_tokens, tg_tokens = speed_metric.lengths(backend.n_ctx)

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from ggtool.system.imports import import_large
+from ggtool.system.imports import import_large, unsearched
 
 
 def test_the_collector_rests_during_the_import_and_is_then_as_before(tmp_path, monkeypatch) -> None:
@@ -23,3 +23,11 @@ def test_the_collector_rests_during_the_import_and_is_then_as_before(tmp_path, m
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_was_there_before_is_not_searched_meanwhile() -> None:
+    before = gc.get_freeze_count()
+    with pytest.raises(RuntimeError, match="in the middle"), unsearched():
+        assert gc.get_freeze_count() > before
+        raise RuntimeError("in the middle")
+    assert gc.get_freeze_count() == 0
