@@ -27,7 +27,8 @@ struct Format {
   float tables[kMaxPlanes][kLanes];  // the values of a plane, again and again up to 16
 };
 
-struct Matrix {
+class Matrix {
+ public:
   const Format& format;
   const void* codes;
   const void* scales;
@@ -35,29 +36,22 @@ struct Matrix {
   int has_half_scales;
   int64_t n_rows, n_columns;
 
+  Matrix(const Format& format, const void* codes, const void* scales, int64_t scale_stride, int has_half_scales,
+         int64_t n_rows, int64_t n_columns)
+      : format(format), codes(codes), scales(scales), scale_stride(scale_stride), has_half_scales(has_half_scales),
+        n_rows(n_rows), n_columns(n_columns), n_groups_(format.group ? (n_columns + format.group - 1) / format.group : 0),
+        n_padded_(format.group ? n_groups_ * format.group : (n_columns + kLanes - 1) / kLanes * kLanes),
+        row_bytes_(bytes_of_row()) {}
+
   static int bits_of(int base) { return base == 16 ? 4 : base == 4 ? 2 : 1; }
   static int n_bytes(int base, int n_codes) {
     const int per_byte = base == 3 ? 5 : 8 / bits_of(base);
     return (n_codes + per_byte - 1) / per_byte;
   }
-  int64_t n_groups() const { return format.group ? (n_columns + format.group - 1) / format.group : 0; }
+  int64_t n_groups() const { return n_groups_; }
   // Columns of a widened row: whole groups, and whole steps of sixteen.
-  int64_t n_padded() const {
-    return format.group ? n_groups() * format.group : (n_columns + kLanes - 1) / kLanes * kLanes;
-  }
-  int64_t group_bytes() const {
-    int64_t total = 0;
-    for (int plane = 0; plane < format.n_planes; ++plane) total += n_bytes(format.bases[plane], format.group);
-    return total;
-  }
-  int64_t row_bytes() const {
-    switch (format.kind) {
-      case kInt8Groups: return n_groups() * format.group;
-      case kPlanes: return n_groups() * group_bytes();
-      case kBFloat16: return 2 * n_columns;
-      default: return n_columns;
-    }
-  }
+  int64_t n_padded() const { return n_padded_; }
+  int64_t row_bytes() const { return row_bytes_; }
   const uint8_t* row(int64_t index) const { return static_cast<const uint8_t*>(codes) + index * row_bytes(); }
   bool is_table_of_16() const {
     return format.kind == kPlanes && format.n_planes == 1 && format.bases[0] == 16 && format.group % 32 == 0;
@@ -80,6 +74,23 @@ struct Matrix {
       store(to + at, widen_half(rest));
     }
   }
+
+ private:
+  int64_t bytes_of_row() const {
+    switch (format.kind) {
+      case kInt8Groups: return n_padded_;
+      case kPlanes: {
+        int64_t group_bytes = 0;
+        for (int plane = 0; plane < format.n_planes; ++plane) group_bytes += n_bytes(format.bases[plane], format.group);
+        return n_groups_ * group_bytes;
+      }
+      case kBFloat16: return 2 * n_columns;
+      default: return n_columns;
+    }
+  }
+
+  // Asked for with every few rows, and divisions take longer than those rows.
+  const int64_t n_groups_, n_padded_, row_bytes_;
 };
 
 // Call `step(from, to)` for every sixteen of n values of type T; what is missing of the last sixteen is zeros.

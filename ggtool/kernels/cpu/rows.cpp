@@ -110,20 +110,25 @@ inline void by_dwords(const Matrix& matrix, const float* x, float* to) {
     for (int i = 0; i < 128; ++i) *to++ = x[block + columns[i]];
 }
 
+// Floats that the scales of a row take, and what is read beyond them.
+inline int64_t scale_room(const Matrix& matrix) { return matrix.n_groups() + kLanes; }
+
+// Which of a step's groups each lane's codes are of, for one, two and four groups.
+constexpr int32_t kGroupOfLane[3][kLanes] = {
+    {},
+    {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1},
+    {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3},
+};
+
 // The same product, 128 codes at once, with x in the order of `by_dwords`: a step of sixteen codes is a shift, a look into
-// the table and one multiplication, and scales are for sums.
+// the table and one multiplication, and scales, `room` floats for each row, are for sums.
 template <int R, int M>
-void dot_dwords(const Matrix& matrix, int64_t row, const float* x, float* sums) {
+void dot_dwords(const Matrix& matrix, int64_t row, const float* x, const float* scales, int64_t room, float* sums) {
   const Table values(matrix.format.tables[0]);
-  const int64_t n_groups = matrix.n_groups(), n_padded = matrix.n_padded(), stride = matrix.row_bytes();
+  const int64_t n_padded = matrix.n_padded(), stride = matrix.row_bytes();
   const int at_once = 128 / matrix.format.group;
-  int32_t group_of[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) group_of[lane] = lane * at_once / kLanes;
-  const Codes groups = dwords(group_of);
+  const Codes groups = dwords(kGroupOfLane[at_once / 2]);
   const uint8_t* codes = matrix.row(row);
-  const int64_t room = n_groups + kLanes;
-  float* scales = thread_floats(R * room);
-  for (int r = 0; r < R; ++r) matrix.read_scales(row + r, scales + r * room);
   Lanes total[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) total[r][m] = zero();
@@ -175,7 +180,7 @@ inline void put(const Product& product, int64_t row, int64_t input, float sum) {
 }
 
 template <int R, int M>
-void block(const Product& product, int64_t row, int64_t input, const float* widened) {
+void block(const Product& product, int64_t row, int64_t input, const float* widened, const float* scales) {
   const Matrix& matrix = product.matrix;
   const float* x = product.x;
   float sums[R * M];
@@ -186,17 +191,17 @@ void block(const Product& product, int64_t row, int64_t input, const float* wide
     for (int r = 0; r < R; ++r) sums[r] = stream_int8(matrix, row + r, x + input * n);
   else if (matrix.format.kind == kInt8Rows)
     dot_int8<R, M>(matrix, row, x + input * n, sums);
-  else if (is_in_dwords(matrix))
-    dot_dwords<R, M>(matrix, row, x + input * n, sums);
+  else if (scales)
+    dot_dwords<R, M>(matrix, row, x + input * n, scales, scale_room(matrix), sums);
   else
     dot_table<R, M>(matrix, row, x + input * n, sums);
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) put(product, row + r, input + m, sums[r * M + m]);
 }
 
-// R rows from `row` on with all inputs.
+// R rows from `row` on with all inputs; scales: for `dot_dwords`, or null.
 template <int R>
-void do_rows(const Product& product, int64_t row) {
+void do_rows(const Product& product, int64_t row, const float* scales) {
   const Matrix& matrix = product.matrix;
   const int64_t n_inputs = product.n_inputs;
   const int64_t room = Scratch::floats(matrix), stride = matrix.n_padded() + kLanes;
@@ -207,9 +212,9 @@ void do_rows(const Product& product, int64_t row) {
     widened = floats + room;
   }
   int64_t input = 0;
-  for (; input + 4 <= n_inputs; input += 4) block<R, 4>(product, row, input, widened);
-  if (input + 2 <= n_inputs) block<R, 2>(product, row, input, widened), input += 2;
-  if (input < n_inputs) block<R, 1>(product, row, input, widened);
+  for (; input + 4 <= n_inputs; input += 4) block<R, 4>(product, row, input, widened, scales);
+  if (input + 2 <= n_inputs) block<R, 2>(product, row, input, widened, scales), input += 2;
+  if (input < n_inputs) block<R, 1>(product, row, input, widened, scales);
 }
 
 }  // namespace
@@ -223,8 +228,18 @@ const float* laid_down(const Matrix& matrix, const float* x, int64_t n_inputs, s
 }
 
 void Product::run(int64_t at, int64_t end) const {
-  for (; at + kRows <= end; at += kRows) do_rows<kRows>(*this, at);
-  for (; at < end; ++at) do_rows<1>(*this, at);
+  // Scales are widened some rows ahead: what was just stored can only be loaded as it was stored, or much later.
+  constexpr int64_t kAhead = 32;
+  const bool has_scales = is_in_dwords(matrix);
+  const int64_t room = has_scales ? scale_room(matrix) : 0;
+  while (at < end) {
+    float* scales = has_scales ? thread_floats(kAhead * room) : nullptr;
+    const int64_t stop = has_scales ? std::min(end, at + kAhead) : end;
+    for (int64_t row = at; has_scales && row < stop; ++row) matrix.read_scales(row, scales + (row - at) * room);
+    const float* next = scales;
+    for (; at + kRows <= stop; at += kRows, next += kRows * room) do_rows<kRows>(*this, at, has_scales ? next : nullptr);
+    for (; at < stop; ++at, next += room) do_rows<1>(*this, at, has_scales ? next : nullptr);
+  }
 }
 
 }  // namespace ggtool
