@@ -1,12 +1,14 @@
 """Decode and prefill on the same GPT-2 124M shape: from-scratch formats, float, bitsandbytes, and on a CPU llama.cpp.
 
-    python scripts/bench/decode.py [--device cuda] [--rounds 5] [--threads 2] [--work FOLDER] [--prepare] [--json]
+    python scripts/bench/decode.py [--device cuda] [--rounds 5] [--threads 2] [--work FOLDER] [--avx2]
+        [--prepare] [--json]
 
 Random weights, which take as long as trained ones. All models are loaded into one process and take turns: a round is
 one generation (a prompt of 32 tokens, then 31 timed ones, greedy) and one prompt of 512 tokens for each; the
 first round is thrown away. Rates are medians, and every claim is a ratio within the run. A name that ends in /eager goes
 through transformers' modules, as bitsandbytes does, others through ggtool's engine where it serves; on a GPU all are eager
-(`gpu_decode.py` has the engine there). OMP_NUM_THREADS, the only thing that bitsandbytes listens to, is set to the number
+(`gpu_decode.py` has the engine there). --avx2 has torch, bitsandbytes and us compute as on a CPU without AVX-512; llama.cpp, which is
+compiled for this one, is left out then. OMP_NUM_THREADS, the only thing that bitsandbytes listens to, is set to the number
 of threads.
 """
 
@@ -41,15 +43,16 @@ FORMATS = {
 N_PROMPT, N_DECODE, N_PREFILL = 32, 31, 512
 
 
-def targets(device: str) -> list[tuple[str, str, str, float]]:
-    """Return what is wanted: rate, format, peer, ratio."""
+def targets(device: str, of_nf4: float) -> list[tuple[str, str, str, float]]:
+    """Return what is wanted: rate, format, peer, ratio.
+
+    of_nf4: of bnb-nf4's decode; bitsandbytes multiplies 4-bit weights in bfloat16 where the CPU can.
+    """
     if device == "cuda":
         return [
             *(("decode", mine, peer, 1.0) for peer in BNB for mine in EAGER),
             *(("prefill", mine, FP32, 0.93) for mine in EAGER),
         ]
-    # bitsandbytes multiplies 4-bit weights in bfloat16 where the CPU can.
-    of_nf4 = 2.0 if "avx512_bf16" in cpu_features() else 4.0
     return [
         *(("decode", mine, peer, 0.8) for mine, peer in GGUF.items()),
         *(("decode", mine, NF4, of_nf4) for mine in SCRATCH),
@@ -63,6 +66,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=sorted(FORMATS), default="cpu")
+    parser.add_argument("--avx2", action="store_true", help="as on a CPU without AVX-512")
     parser.add_argument("--formats", help="separated by commas")
     parser.add_argument("--work", type=Path, help="keep the checkpoint in this folder")
     parser.add_argument("--prepare", action="store_true", help="make what goes into --work, and stop there")
@@ -73,15 +77,23 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    if args.avx2:
+        os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "GGTOOL_PORTABLE": "1"}
+        import bitsandbytes.nn.modules  # asks its own library, which looks at the CPU and at no variable
+
+        bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
     with tempfile.TemporaryDirectory(prefix="ggtool-bench-") as name:
         folder = (args.work or Path(name)) / "gpt2-124m"
         names = args.formats.split(",") if args.formats else FORMATS[args.device]
+        if args.avx2:
+            names = [name for name in names if not name.startswith("gguf-")]
         convert.make_checkpoint(folder, "124m", convert.TOKENIZER)
         paths = {name: packed(folder, name) for name in names}
         if args.prepare:
             return
         result = measure(paths, args.device, args.threads, args.rounds)
-    print(json.dumps(result, indent=2) if args.json else table(result))
+    of_nf4 = 4.0 if args.avx2 or "avx512_bf16" not in cpu_features() else 2.0
+    print(json.dumps(result, indent=2) if args.json else table(result, of_nf4))
 
 
 def packed(folder: Path, name: str) -> Path:
@@ -141,7 +153,7 @@ def measure(paths: Mapping[str, Path], device: str, threads: int, rounds: int) -
     }
 
 
-def table(result: dict) -> str:
+def table(result: dict, of_nf4: float) -> str:
     """Return the medians, then each wanted ratio beside the one that was measured."""
     environment = result["environment"]
     names = ("cpu", "cuda_device", "torch", "transformers", "bitsandbytes", "cpu_products", "gpu_products")
@@ -161,7 +173,7 @@ def table(result: dict) -> str:
             f"{max(samples):7.1f} {rate['prefill']:12.0f}"
         )
     lines += ["", f"{'ratio':8} {'of':19} {'to':19} {'measured':>9} {'wanted':>7}"]
-    for kind, mine, peer, wanted in targets(result["device"]):
+    for kind, mine, peer, wanted in targets(result["device"], of_nf4):
         if mine in medians and peer in medians:
             ratio = medians[mine][kind] / medians[peer][kind]
             mark = "" if ratio >= wanted else "  missed"

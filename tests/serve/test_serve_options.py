@@ -112,6 +112,10 @@ def test_an_adapter_of_another_model_is_said(demo_gguf, tmp_path) -> None:
         (["{demo}", "--host", "0.0.0.0"], "--api-key"),
         (["{demo}", "--host", "256.1.1.1", "--i-know"], "cannot listen"),
         (["{demo}", "--kv-type", "q9"], "--kv-type q9 is none of"),
+        (
+            ["{demo}", "--engine", "ggtool"],
+            "--engine ggtool serves folders that torch reads on a CPU, not demo",
+        ),
         (["{demo}", "--lora", "nothing.gguf"], "there is no file nothing.gguf"),
         (["{demo}", "--memory-budget", "much"], "is not a size"),
         (["{demo}", "--chat-template", "nothing.jinja"], "cannot be read"),
