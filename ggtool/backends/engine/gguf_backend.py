@@ -24,7 +24,6 @@ from ggtool.errors import UsageError
 from ggtool.formats import Format
 from ggtool.gguf.model import LONGEST_DEFAULT_N_CTX, open_artifact
 from ggtool.kernels.nvrtc import KernelError
-from ggtool.system.machine import NO_CUDA
 
 _POSITION_TABLE = "position_embd.weight"
 
@@ -34,8 +33,8 @@ class GgufEngineBackend:
 
     def __init__(self, _fmt: Format | None, path: Path, options: LoadOptions) -> None:
         """Load the file. Raises ArtifactError when it cannot be used, UsageError when the engine does not run it."""
-        if options.device != "cuda" or not torch.cuda.is_available():
-            raise UsageError(f"ggtool's engine runs GGUF files on a GPU. {NO_CUDA}")
+        if options.device != "cuda":
+            raise UsageError("ggtool's engine runs GGUF files on a GPU; without --engine llama.cpp runs them here.")
         check_gpus(options)
         self._artifact = open_artifact(path)
         self.stop_reason: StopReason | None = None
