@@ -34,7 +34,9 @@ class GgufEngineBackend:
     def __init__(self, _fmt: Format | None, path: Path, options: LoadOptions) -> None:
         """Load the file. Raises ArtifactError when it cannot be used, UsageError when the engine does not run it."""
         if options.device != "cuda":
-            raise UsageError("ggtool's engine runs GGUF files on a GPU; without --engine llama.cpp runs them here.")
+            raise UsageError(
+                "ggtool's engine runs GGUF files on a GPU; without --engine llama.cpp runs them here."
+            )
         check_gpus(options)
         self._artifact = open_artifact(path)
         self.stop_reason: StopReason | None = None
