@@ -160,13 +160,14 @@ def _logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         backend.close()
 
 
+@pytest.mark.parametrize("qtype", ["q4_k_m", pytest.param("iq3_s", marks=pytest.mark.slow)])
 def test_a_file_has_llama_cpps_types_and_sizes_runs_in_it_and_is_closer_to_the_original(
-    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    qtype: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 8)
-    request = ConvertRequest(qtypes=("q4_k_m",), model=str(tiny_gpt2), calibration=text, threads=1)
+    request = ConvertRequest(qtypes=(qtype,), model=str(tiny_gpt2), calibration=text, threads=1)
     paths = [tmp_path / "imatrix.gguf", tmp_path / "gptq.gguf", tmp_path / "exact.gguf"]
     convert(replace(request, out=paths[0]))
     convert(replace(request, out=paths[1], method="gptq"))
@@ -175,6 +176,7 @@ def test_a_file_has_llama_cpps_types_and_sizes_runs_in_it_and_is_closer_to_the_o
     assert [(t.name, t.type_name, t.n_bytes) for t in ours.tensors] == [
         (t.name, t.type_name, t.n_bytes) for t in stock.tensors
     ]
+    assert {"q4_k_m": "Q4_K", "iq3_s": "IQ3_S"}[qtype] in {t.type_name for t in ours.tensors}
     assert paths[0].stat().st_size == paths[1].stat().st_size
     assert str(ours.metadata["quantize.method"]).startswith("gptq: error 0.")
     exact = _logits(paths[2])
