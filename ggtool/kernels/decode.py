@@ -26,7 +26,7 @@ _WARP = 32
 _ROOM_BYTES = 2 * _WARP * _FLOAT
 _APART = 32  # 16-bit numbers from the end of a row to its rest
 _TILE_ROWS = 16
-_MOST_GRID_ROWS = 1 << 15  # a grid has at most 65535
+_WIDENING_BLOCKS = 4096  # two or three times what a GPU holds at once, each for several rows
 _FETCHED = 16  # bytes that a thread fetches of a row
 # Slots that a thread lays down together, and how often at once where it need not hold a whole row.
 _UNIT = 8
@@ -129,6 +129,7 @@ class _Widening(ctypes.Structure):
         ("row_scales", ctypes.c_void_p),
         ("to", ctypes.c_void_p),
         ("first_row", ctypes.c_int),
+        ("n_rows", ctypes.c_int),
     )
 
 
@@ -382,14 +383,13 @@ def embed(
 
 def widen(launcher: Launcher, w: DeviceMatrix, first: int, to: Tensor) -> None:
     """Write rows of W from `first` on to `to`, 16 bits (rows, columns)."""
-    name, address, n_rows = _widening_kernel(w.layout, to.dtype), to.data_ptr(), to.shape[0]
-    row_scales = _pointer(w.row_scales)
-    n_threads = 256 if LAYOUTS[w.layout].has_table else 64
-    n_segments = w.n_slots // LAYOUTS[w.layout].segment
-    for start in range(0, n_rows, _MOST_GRID_ROWS):
-        some = min(n_rows - start, _MOST_GRID_ROWS)
-        arguments = _Widening(w.arguments, row_scales, address + 2 * start * w.shape[1], first + start)
-        launcher.launch(name, (-(-n_segments // n_threads), some, 1), n_threads, 0, arguments)
+    n_rows, n_columns = to.shape
+    assert n_columns % _UNIT == 0, n_columns  # eight are written at once
+    n_threads = 256 if LAYOUTS[w.layout].has_table else 128
+    n_across = -(-w.n_slots // (LAYOUTS[w.layout].segment * n_threads))
+    n_down = min(n_rows, max(1, _WIDENING_BLOCKS // n_across))
+    arguments = _Widening(w.arguments, _pointer(w.row_scales), to.data_ptr(), first, n_rows)
+    launcher.launch(_widening_kernel(w.layout, to.dtype), (n_across, n_down, 1), n_threads, 0, arguments)
 
 
 @functools.cache

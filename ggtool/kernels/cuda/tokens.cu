@@ -46,26 +46,50 @@ extern "C" __global__ void embed(const __grid_constant__ Embedding p) {
 struct Widening {
   Matrix w;
   const float* row_scales;
-  u16* to;  // (n rows, n_columns), from `first_row` on
-  int first_row;
+  u16* to;  // (n_rows, n_columns), from `first_row` on
+  int first_row, n_rows;
 };
 
-// Block (i, row): as `embed`, but of a matrix's rows, to the type of the activations.
+// Eight neighbours, or four and four others, at once: a thread that wrote each by itself would meet the others in every line.
+__device__ __forceinline__ void write_octet(u16* row, int first, int n_columns, float scale, const float* weights) {
+  constexpr int kOthers = offset_of_others<Format>();
+  u16 narrowed[2][4];
+#pragma unroll
+  for (int slot = 0; slot < 8; ++slot) {
+    const int offset = offset_of<Format>(slot);
+    const bool is_other = offset >= kOthers;
+    narrowed[is_other][is_other ? offset - kOthers : offset] = narrow(scale * weights[slot]);
+  }
+  Duo halves[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    halves[i] = Duo{{both(narrowed[i][0], narrowed[i][1]), both(narrowed[i][2], narrowed[i][3])}};
+  if (kOthers == 4) {
+    if (first < n_columns)
+      *reinterpret_cast<Quad*>(row + first) = Quad{{halves[0].v[0], halves[0].v[1], halves[1].v[0], halves[1].v[1]}};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    if (first + i * kOthers < n_columns) *reinterpret_cast<Duo*>(row + first + i * kOthers) = halves[i];
+}
+
+// Block (i, j): the segments from i * blockDim on of rows j, j + gridDim.y and so on, to the type of the activations.
 extern "C" __global__ void widen_rows(const __grid_constant__ Widening p) {
   __shared__ u32 table[Format::kTable ? kTableWords : 1];
   if (Format::kTable) fill_table(table, p.w.values);
   sync_block();
-  const int segment = blockIdx.x * blockDim.x + thread(), row = blockIdx.y;
+  const int segment = blockIdx.x * blockDim.x + thread();
   if (segment >= segments<Format>(p.w.n_columns)) return;
-  const float scale = Format::kRowScale ? p.row_scales[p.first_row + row] : 1.0f;
-  typename Format::Raw raw;
-  float weights[Format::kSegment];
-  Format::load(raw, p.w, p.first_row + row, segment);
-  expand<Format>(raw, shared_address(table + (Format::kTable ? lane() : 0)), weights);
+  for (int row = blockIdx.y; row < p.n_rows; row += gridDim.y) {
+    const float scale = Format::kRowScale ? p.row_scales[p.first_row + row] : 1.0f;
+    typename Format::Raw raw;
+    float weights[Format::kSegment];
+    Format::load(raw, p.w, p.first_row + row, segment);
+    expand<Format>(raw, shared_address(table + (Format::kTable ? lane() : 0)), weights);
 #pragma unroll
-  for (int slot = 0; slot < Format::kSegment; ++slot) {
-    const int column = Format::column(segment, slot);
-    if (column < p.w.n_columns) p.to[static_cast<i64>(row) * p.w.n_columns + column] = narrow(scale * weights[slot]);
+    for (int octet = 0; octet < Format::kSegment; octet += 8)
+      write_octet(p.to + static_cast<i64>(row) * p.w.n_columns, Format::column(segment, octet), p.w.n_columns, scale, weights + octet);
   }
 }
 
