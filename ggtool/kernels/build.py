@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,7 +31,7 @@ SWITCH = "GGTOOL_NATIVE"
 PORTABLE = "GGTOOL_PORTABLE"
 _SOURCES = Path(__file__).parent / "cpu"
 # Contraction would round some sums once and not twice, and rows would no longer be torch's bit for bit.
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC")
 _PORTABLE_FLAGS = {"x86_64": ("-march=x86-64-v3",)}
 # What x86-64-v3 has beyond its predecessor, by the kernel's names; abm is lzcnt.
 _X86_64_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
@@ -112,16 +113,29 @@ def _build() -> Path:
         raise NoLibraryError(str(error).rstrip(".")) from error
     file = folder / f"{_key([*compiler, *flags])}.so"
     if not is_whole(file):
-        with tempfile.TemporaryDirectory(prefix="ggtool-kernels-") as scratch:
-            made = Path(scratch) / "products.so"
-            _run([*compiler, *flags, *map(str, sorted(_SOURCES.glob("*.cpp"))), "-o", str(made)])
-            content = made.read_bytes()
         try:
+            # The place for it first: who cannot write there need not wait for the compiler.
             with atomic_output(file, force=True) as temporary:
+                content = _compiled([*compiler, *flags])
                 temporary.write_bytes(content + hashlib.sha256(content).digest())
         except OutputError as error:
             raise NoLibraryError(str(error).rstrip(".")) from error
     return file
+
+
+def _compiled(command: list[str]) -> bytes:
+    """Return the library, its sources compiled side by side."""
+    sources = sorted(_SOURCES.glob("*.cpp"))
+    with tempfile.TemporaryDirectory(prefix="ggtool-kernels-") as scratch, ThreadPoolExecutor() as pool:
+        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        made = pool.map(
+            lambda source, to: _run([*command, "-c", str(source), "-o", str(to)]), sources, objects
+        )
+        for _ in made:  # raises what a compiler's run raised
+            pass
+        library = Path(scratch) / "products.so"
+        _run([*command, "-shared", *map(str, objects), "-o", str(library)])
+        return library.read_bytes()
 
 
 def _is_portable() -> bool:

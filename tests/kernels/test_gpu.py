@@ -40,6 +40,12 @@ SHAPES = ((37, 100), (64, 256))
 N_INPUTS = (1, 3, 5, 70)
 # One panel for the smaller shape and four for the larger.
 PANEL_BYTES = 4 * 16 * 256
+# The interpreter takes two seconds for the most inputs of the larger shape: one form of each kind does.
+INTERPRETED = [
+    case
+    for case in itertools.product(QUANTIZERS, SHAPES, N_INPUTS)
+    if case[1:] != (SHAPES[-1], N_INPUTS[-1]) or case[0] in ("int8 per row", "int8 in groups", "iq4")
+]
 
 
 def error(name: str, shape: tuple[int, int], n_inputs: int, compute: Callable[..., Tensor | None]) -> float:
@@ -64,8 +70,7 @@ def interpret() -> None:
     def compute(form, x: Tensor, packed: QuantizedTensor, bias: Tensor) -> Tensor:
         return gpu.product(x, Operand(form, packed.codes, packed.scales, packed.shape), bias)
 
-    cases = itertools.product(QUANTIZERS, SHAPES, N_INPUTS)
-    print(json.dumps([error(name, shape, n_inputs, compute) for name, shape, n_inputs in cases]))
+    print(json.dumps([error(name, shape, n_inputs, compute) for name, shape, n_inputs in INTERPRETED]))
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +82,15 @@ def interpreted() -> dict[tuple[str, tuple[int, int], int], float]:
         [sys.executable, __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
-    return dict(zip(itertools.product(QUANTIZERS, SHAPES, N_INPUTS), json.loads(done.stdout), strict=True))
+    return dict(zip(INTERPRETED, json.loads(done.stdout), strict=True))
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_every_form_and_size_gives_torchs_product(name: str, interpreted: dict):
-    for shape, n_inputs in itertools.product(SHAPES, N_INPUTS):
-        assert interpreted[name, shape, n_inputs] < 1e-6, (shape, n_inputs)
+    errors = {case: found for case, found in interpreted.items() if case[0] == name}
+    assert len(errors) >= len(SHAPES) * len(N_INPUTS) - 1
+    for case, found in errors.items():
+        assert found < 1e-6, case
 
 
 @pytest.mark.gpu
