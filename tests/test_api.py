@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_cache import own_cache
 
 import ggtool
 
@@ -43,7 +44,7 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(example) == 1
     shutil.copytree(ROOT / "models" / "gpt2-demo", tmp_path / "models" / "gpt2-demo")
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     done = subprocess.run(
         [sys.executable, "-c", example[0]], capture_output=True, text=True, cwd=tmp_path, timeout=500
     )

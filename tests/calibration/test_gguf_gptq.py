@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_cache import own_cache
 from tiny_families import FAMILIES, build_tiny
 from tiny_models import TEXT
 from torch import nn
@@ -145,7 +146,7 @@ def _convert(
     *arguments: object, cache: Path, code: int = 0, name: str = "convert"
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ggtool", name, "--threads", "1", *map(str, arguments)]
-    environment = {**os.environ, "GGTOOL_CACHE": str(cache)}
+    environment = {**os.environ, "GGTOOL_CACHE": own_cache(cache)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == code, done.stderr
     return done
@@ -164,7 +165,7 @@ def _logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 def test_a_file_has_llama_cpps_types_and_sizes_runs_in_it_and_is_closer_to_the_original(
     qtype: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 8)
     request = ConvertRequest(qtypes=(qtype,), model=str(tiny_gpt2), calibration=text, threads=1)
@@ -232,7 +233,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_block(tiny_gpt2: Path, tmp_
     command = [sys.executable, "-m", "ggtool", "convert", "--threads", "1", *map(str, flags)]
     child = subprocess.Popen(
         command,
-        env={**os.environ, "GGTOOL_CACHE": str(cache)},
+        env={**os.environ, "GGTOOL_CACHE": own_cache(cache)},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_cache import own_cache
 from tiny_models import TEXT
 
 from ggtool.calibration.gguf_mix import SizeTarget, choose_recipe
@@ -23,7 +24,7 @@ from ggtool.source.resolve import from_folder
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {**os.environ, "GGTOOL_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    return {**os.environ, "GGTOOL_CACHE": own_cache(tmp_path_factory.mktemp("cache"))}
 
 
 def ggtool(*arguments: object, env: dict[str, str], code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from in_process import measured_here
+from own_cache import own_cache
 from quantize_command import quantize
 from tiny_models import TEXT
 
@@ -35,7 +36,7 @@ def ignore(*_: object) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GGTOOL_CACHE", own_cache(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from failing_backends import break_backends
+from own_cache import own_cache
 from sample_record import RECORD
 from tiny_models import TEXT
 
@@ -69,7 +70,7 @@ def test_a_wrong_request_for_a_report_gets_one_line(
 
 @pytest.fixture
 def request_(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalRequest:
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     (tmp_path / "harbour.txt").write_text(TEXT * 4)
     return EvalRequest(
         backends=["gguf-f32", "gguf-q4_k_m"],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from failing_backends import break_backends
+from own_cache import own_cache
 from tiny_models import TEXT
 
 from ggtool.results.records import EvalRecord
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(folder: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GGTOOL_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(folder / "cache"))
     experiment = tmp_path / "mine.yaml"
     experiment.write_text(f"model: {tiny_gpt2}\ncorpus: {folder / 'harbour.txt'}\n{SETTINGS}")
     return [sys.executable, "-m", "ggtool", "sweep", str(experiment), "-o", str(tmp_path / "results.jsonl")]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from own_cache import own_cache
 from tiny_models import TEXT
 
 from ggtool.results.records import EvalRecord
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def call(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     (tmp_path / "harbour.txt").write_text(TEXT * 4)
     rows = [
         {"context": "The city of", "choices": ["Paris is", "a little", "model", "Once upon"], "answer": n % 4}

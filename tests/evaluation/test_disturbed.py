@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from in_process import measured_here
+from own_cache import own_cache
 from rich.console import Console
 from spinning import load_on_every_cpu
 from tiny_models import TEXT
@@ -52,7 +53,7 @@ def request_(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalR
 @pytest.fixture(scope="module")
 def what(request_: EvalRequest, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GGTOOL_CACHE", own_cache(tmp_path_factory.mktemp("cache")))
         return plan(request_, ignore, ignore)
 
 

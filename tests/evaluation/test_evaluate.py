@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from in_process import measured_here
+from own_cache import own_cache
 from tiny_models import TEXT
 
 from ggtool.errors import MeasureError, UsageError
@@ -49,7 +50,7 @@ def request_(tiny_gpt2: Path, corpus: Path) -> EvalRequest:
 @pytest.fixture(scope="module")
 def records(request_: EvalRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalRecord]:
     with pytest.MonkeyPatch.context() as patch, measured_here():
-        patch.setenv("GGTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GGTOOL_CACHE", own_cache(tmp_path_factory.mktemp("cache")))
         made = list(evaluate(plan(request_, ignore, ignore), ignore))
     assert [record.format for record in made] == list(FORMATS)
     return {record.format: record for record in made}
@@ -58,7 +59,7 @@ def records(request_: EvalRequest, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_children_measure_each_format_whole(
     request_: EvalRequest, records: dict[str, EvalRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     order: list[tuple[str, str]] = []
 
     def take(target: Target, stage: str, *_: object) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from own_cache import own_cache
 from tiny_models import TEXT
 
 from ggtool.evaluation.evaluate import evaluate
@@ -41,7 +42,7 @@ def records(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[E
         speed_batches=(2,),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGTOOL_CACHE", str(folder / "cache"))
+        patch.setenv("GGTOOL_CACHE", own_cache(folder / "cache"))
         return list(evaluate(plan(request, ignore, ignore), ignore))
 
 

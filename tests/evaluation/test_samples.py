@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from own_cache import own_cache
 from tiny_models import TEXT
 
 from ggtool.errors import UsageError
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("samples")
     (path / "harbour.txt").write_text(TEXT * 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGTOOL_CACHE", str(path / "cache"))
+        patch.setenv("GGTOOL_CACHE", own_cache(path / "cache"))
         yield path
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from own_cache import own_cache
 from running_server import eventually, serving
 
 from ggtool.source.resolve import bundled
@@ -243,7 +244,7 @@ def test_pages_of_other_sites_are_refused(server) -> None:
 @pytest.mark.slow
 def test_formats_of_a_checkpoint_behind_one_server(template, tmp_path, monkeypatch) -> None:
     """From-scratch int8, bitsandbytes and a GGUF type, all of one checkpoint, on the same prompt and seed."""
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     names = ["scratch-int8", "bnb-nf4", "gguf-q4_k_m"]
     models = [f"{bundled().folder}@{name}" for name in names]
     with serving(tmp_path, [*models, "--threads", "1"]) as server:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_cache import own_cache
 from running_server import serving
 
 from ggtool import corpus
@@ -57,7 +58,7 @@ def batches(items: list, n: int) -> list[list]:
 
 
 def test_log_probabilities_are_the_harnesss(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     source = bundled()
     ids = corpus.tokenize((source.folder / "heldout.txt").read_text()[:40_000], source).ids.tolist()
     passages = [ids[at : at + n] for at, n in [(0, 512), (600, 511), (1200, 40), (1300, 2), (1400, 300)]]
@@ -70,7 +71,7 @@ def test_log_probabilities_are_the_harnesss(tmp_path, monkeypatch) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/models/gpt2-wiki-51m is not here")
 def test_log_probabilities_of_a_real_model_are_the_harnesss(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
     source = from_folder(REAL)
     ids = corpus.tokenize((SHARED / "data" / "enwiki-heldout.txt").read_text()[:250_000], source).ids.tolist()
     lengths = [700, *range(20, 118, 2)]  # the first in two pieces

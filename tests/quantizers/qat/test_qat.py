@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_cache import own_cache
 from tiny_models import TEXT, build_tiny_gpt2
 
 from ggtool.errors import MeasureError, UsageError
@@ -45,7 +46,7 @@ def tokens(small: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingTok
     folder = tmp_path_factory.mktemp("data")
     (folder / "text.txt").write_text(TEXT * 6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGTOOL_CACHE", str(folder))
+        patch.setenv("GGTOOL_CACHE", own_cache(folder))
         ids, sha256 = tokenize_file(folder / "text.txt", from_folder(small))
     return split(ids, None, 32, sha256)
 
@@ -189,7 +190,7 @@ def command(small: Path, text: Path, out: Path) -> list[str]:
 def test_the_command_survives_a_kill_and_ends_in_a_saved_model(small: Path, tmp_path: Path):
     text, out = tmp_path / "text.txt", tmp_path / "q"
     text.write_text(TEXT * 6)
-    environment = {**os.environ, "GGTOOL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GGTOOL_CACHE": own_cache(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(command(small, text, out), env=environment, stdout=subprocess.DEVNULL)
     while not (tmp_path / "q.qat" / CURVE_NAME).exists():
         time.sleep(0.01)
@@ -211,7 +212,7 @@ def test_the_command_survives_a_kill_and_ends_in_a_saved_model(small: Path, tmp_
     assert curve[-1]["heldout_ppl"] == facts["qat"]["heldout_ppl"] < curve[0]["heldout_ppl"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGTOOL_CACHE", str(tmp_path / "cache"))
+        patch.setenv("GGTOOL_CACHE", own_cache(tmp_path / "cache"))
         ids, sha256 = tokenize_file(text, from_folder(small))
     windows = heldout_windows(split(ids, None, 32, sha256).heldout, 32)
     assert math.isclose(perplexity(load_quantized(out), windows), curve[-1]["heldout_ppl"], rel_tol=1e-5)
