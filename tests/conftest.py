@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tiny_models import build_tiny_gpt2
+
+if TYPE_CHECKING:
+    from emulator import EmulatedLauncher
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,6 +49,16 @@ def pytest_configure() -> None:
     if SWITCH not in os.environ and self_test() == SelfTest():
         os.environ[SWITCH] = "0"
         self_test.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedLauncher:
+    """The GPU's kernels on a CPU, each compiled once."""
+    from emulator import EmulatedLauncher, has_compiler  # torch, which most tests do without
+
+    if not has_compiler():
+        pytest.skip("there is no C++ compiler")
+    return EmulatedLauncher(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def launchers_of(devices: Sequence[torch.device]) -> list[Launcher]:
     """Return what runs kernels on each device; on a CPU the tests' emulation."""
     if devices[0].type == "cuda":
         return [GpuLauncher(device) for device in devices]
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "kernels"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     from emulator import EmulatedLauncher
 
     folder = Path("/tmp/ggtool-emulated")

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from emulator import EmulatedLauncher, has_compiler
+from emulator import EmulatedLauncher
 from torch import Tensor
 
 from ggtool.kernels import decode
@@ -118,13 +118,6 @@ def check_attention(launcher: Launcher, device: str, n_splits: int, position: in
     )  # fmt: skip
     assert relative(y, want[:, :, 0].reshape(n_texts, -1)) < 1e-5
     assert torch.equal(on_device.cpu(), want_cache)
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedLauncher:
-    if not has_compiler():
-        pytest.skip("there is no C++ compiler")
-    return EmulatedLauncher(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="module")

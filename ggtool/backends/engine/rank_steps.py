@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ggtool.backends.engine.model import Projection
 from ggtool.backends.engine.split import Part
-from ggtool.backends.engine.step import Run, Steps
+from ggtool.backends.engine.step import Run, Steps, repeated
 from ggtool.kernels import decode
 from ggtool.kernels.decode import Launcher, Norm
 from ggtool.kernels.exchange import Mailbox, Phase, choose_together, exchange_sum, mailboxes
@@ -172,14 +172,7 @@ class Graphs:
 
 def runner(steps: Together) -> Run:
     """Return what does n steps with the attention in so many runs: by graphs on GPUs, kernel by kernel elsewhere."""
-    if steps.rank.device.type == "cuda":
-        return Graphs(steps).replay
-
-    def run(n_steps: int, n_runs: int) -> None:
-        for _ in range(n_steps):
-            steps.launch(n_runs)
-
-    return run
+    return Graphs(steps).replay if steps.rank.device.type == "cuda" else repeated(steps.launch)
 
 
 def _capture(steps: RankSteps, n_steps: int, n_runs: int) -> torch.cuda.CUDAGraph:

@@ -189,11 +189,14 @@ Run = Callable[[int, int], None]
 
 def runner(steps: Steps) -> Run:
     """Return what does n steps with the attention in so many runs: by graphs on a GPU, kernel by kernel elsewhere."""
-    if steps.model.device.type == "cuda":
-        return Graphs(steps).replay
+    return Graphs(steps).replay if steps.model.device.type == "cuda" else repeated(steps.launch)
+
+
+def repeated(launch: Callable[[int], None]) -> Run:
+    """Return what starts n steps one by one by `launch`, which is told of the runs."""
 
     def run(n_steps: int, n_runs: int) -> None:
         for _ in range(n_steps):
-            steps.launch(n_runs)
+            launch(n_runs)
 
     return run

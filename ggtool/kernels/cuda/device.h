@@ -1,7 +1,7 @@
 // What the decode kernels need of a GPU: integers, float16 pairs in 32 bits, a 16 x 8 x 16 product of a warp, and the
 // order between kernels of one stream. No header of CUDA is needed, so NVRTC compiles it wherever torch runs.
 //
-// With GGTOOL_EMULATED the same kernels run on a CPU, thread after thread: tests/kernels/emulated.h.
+// With GGTOOL_EMULATED the same kernels run on a CPU, thread after thread: tests/emulated.h.
 #pragma once
 
 typedef unsigned char u8;

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_llama import build_tiny_llama
-from tiny_models import build_tiny_gpt2
+from emulator import EmulatedLauncher
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ggtool.backends import LoadOptions, SamplingParams, open_backend
@@ -22,9 +20,6 @@ from ggtool.kernels.nvrtc import GpuLauncher, KernelError
 from ggtool.quantizers.absmax import Int8PerChannel
 from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import load_float
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
-from emulator import EmulatedLauncher, has_compiler
 
 DEMO = Path(__file__).parents[3] / "models" / "gpt2-demo"
 PACKED = (
@@ -39,23 +34,6 @@ N_CTX = 48
 PROMPT = [7, 3, 200, 41, 5, 5, 90]
 GREEDY = SamplingParams(n_predict=12, temperature=0.0, ignore_eos=True)
 Load = Callable[[], PreTrainedModel]
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedLauncher:
-    if not has_compiler():
-        pytest.skip("there is no C++ compiler")
-    return EmulatedLauncher(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_gpt2(tmp_path_factory.mktemp("engine") / "gpt2", n_embd=64)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llama(tmp_path_factory.mktemp("engine") / "llama", tied=False)
 
 
 def engine_of(load: Load, launcher: EmulatedLauncher, dtype: torch.dtype = torch.float16) -> Engine:

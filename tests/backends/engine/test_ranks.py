@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_llama import build_tiny_llama
+from emulator import EmulatedLauncher
 from tiny_models import build_tiny_gpt2
 from transformers import PreTrainedModel
 
@@ -28,32 +28,12 @@ from ggtool.quantizers.packed import load_packed
 from ggtool.quantizers.pretrained import load_float
 from ggtool.quantizers.tables import IQ4
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
-from emulator import EmulatedLauncher, has_compiler
-
 DEMO = Path(__file__).parents[3] / "models" / "gpt2-demo"
 CPU = torch.device("cpu")
 N_CTX = 48
 PROMPT = [7, 3, 200, 41, 5, 5, 90]
 GREEDY = SamplingParams(n_predict=10, temperature=0.0, ignore_eos=True)
 Load = Callable[[], PreTrainedModel]
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedLauncher:
-    if not has_compiler():
-        pytest.skip("there is no C++ compiler")
-    return EmulatedLauncher(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_gpt2(tmp_path_factory.mktemp("ranks") / "gpt2", n_embd=64)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llama(tmp_path_factory.mktemp("ranks") / "llama", tied=False)
 
 
 def both(load: Load, launcher: Launcher, n_ranks: int = 2) -> tuple[Engine, RankedEngine]:
