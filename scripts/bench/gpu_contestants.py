@@ -30,13 +30,14 @@ N_SPARE = 64
 
 @dataclass
 class Contestant:
-    """Something that makes N_TOKENS tokens after a context when it is called."""
+    """Something that makes `n_steps` tokens after a context, or reads one prompt, when it is called."""
 
     name: str
     make: Callable[[int], None]
     weights_bytes: int
     allocated_bytes: int
     cache_bytes: int = 0
+    n_steps: int = N_TOKENS
     is_finite: Callable[[], bool] = lambda: True
 
 
@@ -114,7 +115,7 @@ def prompts(sizes: Sizes, name: str, n_texts: int, length: int, files: Path | No
                 theirs(ids, use_cache=True, logits_to_keep=1)
 
         held = torch.cuda.memory_allocated() - before
-        return Contestant(name, read_theirs, sum(weights.values()), held)
+        return Contestant(name, read_theirs, sum(weights.values()), held, n_steps=1)
     loaded = Loaded(model_of(sizes, name, length, files), n_texts, length)
     logits: list[torch.Tensor] = []
 
@@ -124,7 +125,7 @@ def prompts(sizes: Sizes, name: str, n_texts: int, length: int, files: Path | No
     held = torch.cuda.memory_allocated() - before
     return Contestant(
         f"ggtool {name}", read, loaded.model.weights_bytes, held, loaded.steps.cache.nbytes,
-        is_finite=lambda: bool(logits[0].isfinite().all()),
+        n_steps=1, is_finite=lambda: bool(logits[0].isfinite().all()),
     )  # fmt: skip
 
 

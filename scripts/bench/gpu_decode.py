@@ -51,14 +51,14 @@ def copy_bandwidth() -> float:
 
 
 def timed(contestant: Contestant, context: int) -> float:
-    """Return ms a token."""
+    """Return ms a token, or of a prompt."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     contestant.make(context)
     torch.cuda.synchronize()
     ended = time.perf_counter()
     started = getattr(contestant.make, "started", started)
-    return (ended - started) / N_TOKENS * 1e3
+    return (ended - started) / contestant.n_steps * 1e3
 
 
 def attempted(maker: Maker, contexts: Sequence[int]) -> Contestant | None:
@@ -111,23 +111,23 @@ def llama_rows(
     program: Path, path: Path, contexts: Sequence[int], shapes: Sequence[tuple[int, int]], rounds: int
 ) -> list[dict[str, Any]]:
     """Return what llama-bench makes of a file: tokens after contexts, and prompts of one text."""
-    asked = [(1, context, ["-p", "0", "-n", str(N_TOKENS), "-d", str(context)]) for context in contexts]
-    asked += [(1, -length, ["-p", str(length), "-n", "0"]) for n_texts, length in shapes if n_texts == 1]
+    # (context, prompt, its flags): one of the two is 0.
+    asked = [(context, 0, ["-p", "0", "-n", str(N_TOKENS), "-d", str(context)]) for context in contexts]
+    asked += [(0, length, ["-p", str(length), "-n", "0"]) for n_texts, length in shapes if n_texts == 1]
     rows = []
-    for n_texts, context, extra in asked:
+    for context, prompt, extra in asked:
         try:
             rates = llama_bench(program, path, extra, rounds)
         except (subprocess.SubprocessError, ValueError) as error:
             print(f"  llama-bench {path.name} {extra}: {error}", file=sys.stderr, flush=True)
             continue
-        n_tokens = 1 if context > 0 else -context
-        samples = [n_tokens * 1e3 / rate for rate in rates]
+        samples = [(prompt or 1) * 1e3 / rate for rate in rates]
         rows.append(
             {
                 "who": f"llama.cpp {path.stem}",
-                "texts": n_texts,
-                "context": max(context, 0),
-                "prompt": max(-context, 0),
+                "texts": 1,
+                "context": context,
+                "prompt": prompt,
                 "ms": statistics.median(samples),
                 "samples_ms": samples,
                 "weights_bytes": path.stat().st_size,
@@ -220,11 +220,6 @@ def main() -> None:
             rows = compare(
                 reading(sizes, n_texts, length, formats, peers, args.files), [0], args.rounds, deadline
             )
-            for row in rows:  # what was timed is a whole prompt
-                row["ms"], row["samples_ms"] = (
-                    row["ms"] * N_TOKENS,
-                    [ms * N_TOKENS for ms in row["samples_ms"]],
-                )
             report.add(rows, model=sizes.name, texts=n_texts, prompt=length)
             freed()
         for name in formats:
