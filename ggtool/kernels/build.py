@@ -69,6 +69,12 @@ def built() -> Path | NoLibraryError:
         return error
 
 
+def library() -> ctypes.CDLL | None:
+    """Open the compiled library, None where there is none; what a caller says of its functions' arguments stays the caller's."""
+    file = built()
+    return None if isinstance(file, NoLibraryError) else ctypes.CDLL(str(file))
+
+
 def way() -> str:
     """Return how this machine computes packed products on its CPU: "C++", or "torch" and the reason."""
     found = built()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ggtool.kernels.build import NoLibraryError, built
+from ggtool.kernels.build import library
 
 # From here on a binary search is the quicker one.
 _MOST_BOUNDS = 64
@@ -30,10 +30,10 @@ def bucketize(numbers: Tensor, bounds: Tensor) -> Tensor:
 @functools.cache
 def _function() -> Any:
     """Return the compiled function, None where there is no library."""
-    file = built()
-    if isinstance(file, NoLibraryError):
+    opened = library()
+    if opened is None:
         return None
-    function = ctypes.CDLL(str(file)).ggtool_nearest
+    function = opened.ggtool_nearest
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [pointer, size, pointer, size, pointer]
     function.restype = None

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggtool.kernels import rounding_numpy
-from ggtool.kernels.build import NoLibraryError, built
+from ggtool.kernels.build import library
 
 Floats = npt.NDArray[np.float32]
 _MAX_LEVELS = 256
@@ -146,12 +146,11 @@ def _rows(parts: rounding_numpy.PartsLike, first: int, last: int) -> _Rows:
 
 @functools.cache
 def _load() -> Any | None:
-    file = built()
-    if isinstance(file, NoLibraryError):
+    opened = library()
+    if opened is None:
         return None
-    library = ctypes.CDLL(str(file))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.ggtool_feedback.argtypes = [
+    opened.ggtool_feedback.argtypes = [
         ctypes.POINTER(_Grid),
         ctypes.POINTER(_Rows),
         pointer,
@@ -160,8 +159,8 @@ def _load() -> Any | None:
         count,
         count,
     ]
-    library.ggtool_feedback.restype = None
-    library.ggtool_descend.argtypes = [
+    opened.ggtool_feedback.restype = None
+    opened.ggtool_descend.argtypes = [
         ctypes.POINTER(_Grid),
         ctypes.POINTER(_Rows),
         pointer,
@@ -170,5 +169,5 @@ def _load() -> Any | None:
         ctypes.c_int,
         ctypes.c_double,
     ]
-    library.ggtool_descend.restype = ctypes.c_double
-    return library
+    opened.ggtool_descend.restype = ctypes.c_double
+    return opened

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.kernels.build import NoLibraryError, built
+from ggtool.kernels.build import library
 
 _loaded: list[Any] = []
 
@@ -41,10 +41,10 @@ def draw(
 
 
 def _load() -> None:
-    file = built()
-    if isinstance(file, NoLibraryError) or _loaded:
+    opened = library()
+    if opened is None or _loaded:
         return
-    function = ctypes.CDLL(str(file)).ggtool_draw
+    function = opened.ggtool_draw
     size, number = ctypes.c_int64, ctypes.c_double
     function.argtypes = [ctypes.c_void_p, size, size, number, number, number, ctypes.c_uint64]
     function.restype = size

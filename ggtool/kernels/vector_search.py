@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggtool.kernels.build import NoLibraryError, built
+from ggtool.kernels.build import library
 
 Floats = npt.NDArray[np.float32]
 # Numbers of a vector, which the C++ counts on.
@@ -59,10 +59,10 @@ def nearest(
 
 @functools.cache
 def _load() -> Any | None:
-    file = built()
-    if isinstance(file, NoLibraryError):
+    opened = library()
+    if opened is None:
         return None
-    function = ctypes.CDLL(str(file)).ggtool_nearest_vector
+    function = opened.ggtool_nearest_vector
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [pointer, pointer, count, pointer, pointer, pointer, count]
     function.restype = None
